@@ -124,7 +124,7 @@ pub(crate) struct PeriodText(pub(crate) u64);
 
 impl fmt::Display for PeriodText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = UNITS.iter().rev().find(|(_, ms)| self.0 % (ms * 1_000) == 0);
+        let unit = UNITS.iter().rev().find(|(_, ms)| self.0.is_multiple_of(ms * 1_000));
         match unit.map(|(unit, ms)| (unit, self.0 / (ms * 1_000))) {
             None => write!(f, "{}us", self.0),
             Some((unit, 1)) => f.write_str(unit),

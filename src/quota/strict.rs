@@ -106,10 +106,10 @@ impl Counter for Strict {
 
     fn refund(&mut self, units: u32, receipt: &Receipt) {
         let age = self.slot.checked_sub(receipt.mark).filter(|age| *age <= MOST_SLOTS.into());
-        if let Some(age) = age.filter(|_| receipt.birth == self.birth) {
-            if let Some(count) = self.counts.get_mut(age as usize) {
-                *count = count.saturating_sub(units);
-            }
+        if let Some(age) = age.filter(|_| receipt.birth == self.birth)
+            && let Some(count) = self.counts.get_mut(age as usize)
+        {
+            *count = count.saturating_sub(units);
         }
     }
 

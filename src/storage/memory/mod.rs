@@ -119,12 +119,12 @@ impl Storage for MemoryStorage {
     async fn get(&self, key: &Key, get: Get) -> Result<Lookup> {
         let (now, digest) = (self.now(), key.digest(&self.inner.hash_key));
         let mut tables = self.lock();
-        if let Some(slot) = tables.live(key.namespace(), &digest, now) {
-            if let Some(touch) = get.touch {
-                let expires = (now + micros(touch.ttl)).min(slot.deadline.unwrap_or(u64::MAX));
-                if expires > slot.expires + micros(touch.slack) {
-                    slot.expires = expires;
-                }
+        if let Some(slot) = tables.live(key.namespace(), &digest, now)
+            && let Some(touch) = get.touch
+        {
+            let expires = (now + micros(touch.ttl)).min(slot.deadline.unwrap_or(u64::MAX));
+            if expires > slot.expires + micros(touch.slack) {
+                slot.expires = expires;
             }
         }
         let fence = get.fence.then(|| {
