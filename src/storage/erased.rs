@@ -1,10 +1,10 @@
 //! A storage of any type behind one handle.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc};
+use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use super::{
-    Capabilities, Charge, Get, Invalidation, Key, Lookup, Name, Put, PutOutcome, Result, Storage,
-    Tags, Verdict, When,
+    Capabilities, Charge, Get, Invalidation, Key, Lookup, Name, Put, PutOutcome, Result, Spend,
+    Storage, Tags, Verdict, When, denials::Denials,
 };
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -68,45 +68,95 @@ impl<S: Storage> StorageDyn for S {
 /// assert!(storage.capabilities().local);
 /// ```
 #[derive(Clone)]
-pub struct AnyStorage(Arc<dyn StorageDyn>);
+pub struct AnyStorage {
+    storage: Arc<dyn StorageDyn>,
+    denials: Arc<Denials>,
+}
 
 impl AnyStorage {
     /// A handle to this storage.
+    ///
+    /// Clones of the handle share what this process has learnt of refusals; two handles made apart
+    /// do not.
     pub fn new(storage: impl Storage) -> Self {
-        Self(Arc::new(storage))
+        Self::with_denials(storage, Arc::new(Denials::new()))
+    }
+
+    /// A handle that shares its memory of refusals with others.
+    pub(crate) fn with_denials(storage: impl Storage, denials: Arc<Denials>) -> Self {
+        Self { storage: Arc::new(storage), denials }
+    }
+
+    /// [`acquire`](Storage::acquire), but a refusal is remembered for at most `memory` and answers
+    /// what it covers without asking the storage.
+    pub(crate) async fn acquire_or_recall(
+        &self,
+        charges: &[Charge<'_>],
+        memory: Duration,
+    ) -> Result<Vec<Verdict>> {
+        if memory.is_zero() || self.capabilities().local {
+            return self.acquire(charges).await;
+        }
+        let place = match self.denials.recall(charges) {
+            Ok(verdicts) => return Ok(verdicts),
+            Err(place) => place,
+        };
+        let verdicts = self.acquire(charges).await?;
+        if let Some(place) = place {
+            self.denials.remember(place, charges, &verdicts, memory);
+        }
+        Ok(verdicts)
     }
 }
 
 impl fmt::Debug for AnyStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.storage.fmt(f)
+    }
+}
+
+/// Forgets when it goes, so also when the call that gives units back is dropped half-way: it may
+/// have been applied.
+struct ForgetOnDrop<'a> {
+    denials: &'a Denials,
+    charges: &'a [Charge<'a>],
+}
+
+impl Drop for ForgetOnDrop<'_> {
+    fn drop(&mut self) {
+        for charge in self.charges {
+            if matches!(charge.spend, Spend::Refund { .. } | Spend::Reset) {
+                self.denials.forget(charge.key);
+            }
+        }
     }
 }
 
 #[deny(clippy::missing_trait_methods)]
 impl Storage for AnyStorage {
     async fn get(&self, key: &Key, get: Get) -> Result<Lookup> {
-        self.0.get_dyn(key, get).await
+        self.storage.get_dyn(key, get).await
     }
 
     async fn put(&self, key: &Key, put: Put<'_>) -> Result<PutOutcome> {
-        self.0.put_dyn(key, put).await
+        self.storage.put_dyn(key, put).await
     }
 
     async fn delete(&self, key: &Key, when: When) -> Result<bool> {
-        self.0.delete_dyn(key, when).await
+        self.storage.delete_dyn(key, when).await
     }
 
     async fn invalidate(&self, namespace: &Name, tags: Tags<'_>, how: Invalidation) -> Result<()> {
-        self.0.invalidate_dyn(namespace, tags, how).await
+        self.storage.invalidate_dyn(namespace, tags, how).await
     }
 
     async fn acquire(&self, charges: &[Charge<'_>]) -> Result<Vec<Verdict>> {
-        self.0.acquire_dyn(charges).await
+        let _forget = ForgetOnDrop { denials: &self.denials, charges };
+        self.storage.acquire_dyn(charges).await
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.0.capabilities_dyn()
+        self.storage.capabilities_dyn()
     }
 
     fn erase(self) -> AnyStorage {

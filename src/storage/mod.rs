@@ -83,6 +83,7 @@
 
 use std::{fmt, future::Future, time::Duration};
 
+pub(crate) mod denials;
 pub mod emulate;
 mod erased;
 mod error;

@@ -1,0 +1,163 @@
+//! What was decided about one request.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use super::{Policy, Rejection, RejectionKind, policy::QuotaSet};
+use crate::{
+    Quota,
+    storage::{Key, Name, Verdict},
+};
+
+/// What was decided about one request or check, quota by quota.
+///
+/// The layer puts it into the request's extensions; in axum, take it as an extractor argument. A
+/// cheap handle.
+///
+/// # Examples
+///
+/// ```
+/// use tower_keep::{Limiter, MemoryStorage, rate_limit::Policy};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let limiter = Limiter::new(MemoryStorage::new(), Policy::new("otp", "3/min strict".parse()?));
+/// let decision = limiter.check("+49 30 1234567").await?;
+/// assert!(decision.is_allowed());
+/// assert_eq!(decision.remaining(), Some(2));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Decision(Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) namespace: Name,
+    pub(super) policy: Arc<Policy>,
+    pub(super) set: Arc<QuotaSet>,
+    pub(super) keys: Vec<Key>,
+    /// Empty if the storage gave no answer and everything passes.
+    pub(super) verdicts: Vec<Verdict>,
+    pub(super) enforced: bool,
+    /// Decided by the process itself, because the storage gave no answer.
+    pub(super) degraded: bool,
+    /// The limiter that decided, by address.
+    pub(super) limiter: usize,
+    /// What an outer layer decided about the same request.
+    pub(super) outer: Option<Decision>,
+}
+
+/// One quota's part of a [`Decision`].
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct QuotaVerdict<'a> {
+    /// The name in header fields and problem details.
+    pub name: &'a str,
+    /// The quota.
+    pub quota: Quota,
+    /// What became of it.
+    pub verdict: &'a Verdict,
+}
+
+impl Decision {
+    pub(super) fn new(inner: Inner) -> Self {
+        Self(Arc::new(inner))
+    }
+
+    pub(super) fn inner(&self) -> &Inner {
+        &self.0
+    }
+
+    /// The same decision after its units have changed.
+    pub(super) fn with_verdicts(&self, verdicts: Vec<Verdict>) -> Self {
+        let Inner { namespace, policy, set, keys, enforced, degraded, limiter, outer, .. } = &*self.0;
+        Self::new(Inner {
+            namespace: namespace.clone(),
+            policy: Arc::clone(policy),
+            set: Arc::clone(set),
+            keys: keys.clone(),
+            verdicts,
+            enforced: *enforced,
+            degraded: *degraded,
+            limiter: *limiter,
+            outer: outer.clone(),
+        })
+    }
+
+    /// Whether it may go on.
+    pub fn is_allowed(&self) -> bool {
+        !self.0.enforced || !self.would_refuse()
+    }
+
+    /// Whether a quota had no room; in shadow it may go on all the same.
+    pub fn would_refuse(&self) -> bool {
+        self.0.verdicts.iter().any(|verdict| !verdict.allowed)
+    }
+
+    /// Whether the storage gave no answer, so that this process decided by the policy's
+    /// [`Outage`](super::Outage).
+    pub fn is_degraded(&self) -> bool {
+        self.0.degraded
+    }
+
+    /// The name of the policy.
+    pub fn policy(&self) -> &str {
+        self.0.policy.name()
+    }
+
+    /// Each quota's verdict. None if the storage gave no answer and everything passes.
+    pub fn quotas(&self) -> impl ExactSizeIterator<Item = QuotaVerdict<'_>> {
+        self.0.set.items.iter().zip(&self.0.verdicts).map(|(item, verdict)| QuotaVerdict {
+            name: &item.name,
+            quota: item.quota,
+            verdict,
+        })
+    }
+
+    /// The least that any quota has left.
+    pub fn remaining(&self) -> Option<u32> {
+        self.0.verdicts.iter().map(|verdict| verdict.remaining).min()
+    }
+
+    /// Until the same would be allowed if nobody else spends: zero if it was, `None` if it costs
+    /// more than a quota can ever hold.
+    pub fn retry_after(&self) -> Option<Duration> {
+        let wait = |longest: Duration, verdict: &Verdict| {
+            verdict.retry_after.map(|wait| longest.max(wait))
+        };
+        self.0.verdicts.iter().try_fold(Duration::ZERO, wait)
+    }
+
+    /// The decision if it may go on, otherwise the rejection to answer with.
+    ///
+    /// # Errors
+    ///
+    /// The [`Rejection`], if a quota had no room. In axum it is a response.
+    pub fn into_result(self) -> Result<Self, Rejection> {
+        if self.is_allowed() {
+            Ok(self)
+        } else {
+            Err(Rejection::new(RejectionKind::QuotaExceeded(self)))
+        }
+    }
+
+    /// What the next layer outside decided about the same request.
+    pub fn outer(&self) -> Option<&Self> {
+        self.0.outer.as_ref()
+    }
+
+    /// This decision and those of the layers outside.
+    pub(super) fn chain(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |decision| decision.outer())
+    }
+}
+
+impl fmt::Debug for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Decision")
+            .field("policy", &self.policy())
+            .field("allowed", &self.is_allowed())
+            .field("degraded", &self.is_degraded())
+            .field("verdicts", &self.0.verdicts)
+            .finish_non_exhaustive()
+    }
+}

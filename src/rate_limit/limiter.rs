@@ -1,0 +1,380 @@
+//! The decisions of a policy, inside and outside of HTTP.
+
+use std::{
+    fmt,
+    pin::pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Waker},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::time::Instant;
+
+use super::{
+    Decision, Outage, Policy, PolicyError, Settlement,
+    decision::Inner,
+    policy::QuotaSet,
+    reservation::Reservation,
+};
+use crate::{
+    MemoryStorage,
+    storage::{
+        AnyStorage, Charge, Identity, Key, Name, Result, Spend, Storage, Verdict,
+    },
+};
+
+/// The namespace of all limiters unless told otherwise.
+const DEFAULT_NAMESPACE: &str = "ratelimit";
+
+/// Decides by a policy on a storage: what the layer does for requests, for everything else, such as
+/// WebSocket messages, jobs or one phone number.
+///
+/// A cheap handle: clones share the policy, and so do the layers made from it with
+/// [`RateLimitLayer::from_limiter`](super::RateLimitLayer::from_limiter).
+///
+/// # Examples
+///
+/// ```
+/// use tower_keep::{Limiter, MemoryStorage, rate_limit::Policy};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let limiter = Limiter::new(MemoryStorage::new(), Policy::new("mail", "2/h".parse()?));
+///
+/// assert!(limiter.check("alice").await?.is_allowed());
+/// let second = limiter.check("alice").await?;
+/// assert!(!limiter.check("alice").await?.is_allowed());
+/// assert!(limiter.check("bob").await?.is_allowed());
+///
+/// // The mail could not be sent: it does not count.
+/// limiter.refund(&second).await?;
+/// assert!(limiter.check("alice").await?.is_allowed());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Limiter {
+    shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    storage: AnyStorage,
+    namespace: Name,
+    policy: ArcSwap<Policy>,
+    /// Decides while the storage gives no answer.
+    local: OnceLock<MemoryStorage>,
+}
+
+/// One charge of a request, ready to be decided.
+pub(super) struct Question {
+    pub(super) policy: Arc<Policy>,
+    pub(super) set: Arc<QuotaSet>,
+    pub(super) identity: Identity,
+    pub(super) spend: Spend,
+    pub(super) outer: Option<Decision>,
+}
+
+impl Limiter {
+    /// A limiter under the namespace `ratelimit`.
+    pub fn new(storage: impl Storage, policy: Policy) -> Self {
+        Self::with_namespace(storage, Name::new(DEFAULT_NAMESPACE), policy)
+    }
+
+    /// A limiter under a namespace of its own, where policies of one name but different meaning
+    /// share a storage.
+    pub fn with_namespace(storage: impl Storage, namespace: Name, policy: Policy) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                storage: storage.erase(),
+                namespace,
+                policy: ArcSwap::from_pointee(policy),
+                local: OnceLock::new(),
+            }),
+        }
+    }
+
+    /// Takes one unit of the identity's quotas, if all of them have room.
+    ///
+    /// Tiers, cost, exemptions and lists are about requests and play no part; the quotas are those
+    /// of the policy itself.
+    ///
+    /// # Errors
+    ///
+    /// Only if the storage gives no answer and the policy says [`Outage::Closed`].
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped the unit may have been taken.
+    pub async fn check(&self, identity: impl Into<Identity>) -> Result<Decision> {
+        self.check_units(identity, 1).await
+    }
+
+    /// Takes several units, or none.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check).
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped the units may have been taken.
+    pub async fn check_units(
+        &self,
+        identity: impl Into<Identity>,
+        units: u32,
+    ) -> Result<Decision> {
+        self.ask(identity.into(), Spend::Take(units)).await
+    }
+
+    /// Takes nothing and tells whether one unit would be allowed.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check).
+    pub async fn peek(&self, identity: impl Into<Identity>) -> Result<Decision> {
+        self.ask(identity.into(), Spend::Peek).await
+    }
+
+    /// Takes one unit as soon as there is one, if that is at most `patience` from now. Otherwise
+    /// returns the refusal at once, without waiting in vain.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check).
+    ///
+    /// # Cancel safety
+    ///
+    /// While it waits, nothing has been taken.
+    pub async fn wait(
+        &self,
+        identity: impl Into<Identity>,
+        patience: Duration,
+    ) -> Result<Decision> {
+        let identity = identity.into();
+        let start = Instant::now();
+        loop {
+            let decision = self.check(identity.clone()).await?;
+            if decision.is_allowed() {
+                return Ok(decision);
+            }
+            match decision.retry_after() {
+                Some(wait) if start.elapsed() + wait <= patience => tokio::time::sleep(wait).await,
+                _ => return Ok(decision),
+            }
+        }
+    }
+
+    /// Gives back what the decision took, because what it was for did not happen.
+    ///
+    /// Units return only to the window they were taken from, and a second refund of the same
+    /// decision is the caller's mistake: it returns units that others may have taken.
+    ///
+    /// # Errors
+    ///
+    /// If the storage gives no answer. The units then come back when their window ends.
+    pub async fn refund(&self, decision: &Decision) -> Result<()> {
+        self.shared.refund(decision, u32::MAX).await.map(drop)
+    }
+
+    /// Forgets all that the identity used, in every tier.
+    ///
+    /// # Errors
+    ///
+    /// If the storage gives no answer; nothing may have been forgotten then.
+    pub async fn reset(&self, identity: impl Into<Identity>) -> Result<()> {
+        let (policy, identity) = (self.shared.policy.load_full(), identity.into());
+        let items = policy.all_quotas();
+        let keys: Vec<_> =
+            items.iter().map(|item| self.shared.key(&item.detail, &identity)).collect();
+        let charges: Vec<_> = items
+            .iter()
+            .zip(&keys)
+            .map(|(item, key)| Charge::new(key, item.quota, Spend::Reset))
+            .collect();
+        if let Some(local) = self.shared.local.get() {
+            local.acquire(&charges).await?;
+        }
+        self.shared.storage.acquire(&charges).await.map(drop)
+    }
+
+    /// The policy that is in force.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.shared.policy.load_full()
+    }
+
+    /// Puts another policy in force at once, for all clones and layers. Usage is kept where a quota
+    /// keeps its algorithm and period.
+    ///
+    /// # Errors
+    ///
+    /// If the name is another: under it no usage would be found.
+    pub fn replace_policy(&self, policy: Policy) -> Result<(), PolicyError> {
+        let current = self.shared.policy.load();
+        if current.name != policy.name {
+            return Err(PolicyError::Renamed {
+                from: current.name().into(),
+                to: policy.name().into(),
+            });
+        }
+        self.shared.policy.store(Arc::new(policy));
+        Ok(())
+    }
+
+    async fn ask(&self, identity: Identity, spend: Spend) -> Result<Decision> {
+        let policy = self.shared.policy.load_full();
+        let set = Arc::clone(&policy.quotas);
+        let question = Question { policy, set, identity, spend, outer: None };
+        self.shared.decide(question).await
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+impl fmt::Debug for Limiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limiter")
+            .field("storage", &self.shared.storage)
+            .field("namespace", &self.shared.namespace)
+            .field("policy", &self.shared.policy.load())
+            .finish()
+    }
+}
+
+impl Shared {
+    pub(super) fn policy(&self) -> Arc<Policy> {
+        self.policy.load_full()
+    }
+
+    pub(super) fn namespace(&self) -> &Name {
+        &self.namespace
+    }
+
+    /// By which a decision names the limiter that made it.
+    pub(super) fn id(self: &Arc<Self>) -> usize {
+        Arc::as_ptr(self) as usize
+    }
+
+    fn key(&self, detail: &Name, identity: &Identity) -> Key {
+        Key::new(&self.namespace, detail, identity.clone())
+    }
+
+    pub(super) async fn decide(self: &Arc<Self>, question: Question) -> Result<Decision> {
+        let Question { policy, set, identity, spend, outer } = question;
+        let enforced = policy.enforces(&identity);
+        let keys: Vec<_> =
+            set.items.iter().map(|item| self.key(&item.detail, &identity)).collect();
+        let charges: Vec<_> = set
+            .items
+            .iter()
+            .zip(&keys)
+            .map(|(item, key)| {
+                let charge = Charge::new(key, item.quota, spend);
+                if enforced { charge } else { charge.without_enforcement() }
+            })
+            .collect();
+        let answer = self.storage.acquire_or_recall(&charges, policy.denial_memory()).await;
+        let (verdicts, degraded) = match answer {
+            Ok(verdicts) => (verdicts, false),
+            Err(error) => {
+                event!(warn, policy = policy.name(), %error, "the storage gave no answer");
+                match policy.outage {
+                    Outage::Local => (self.local().acquire(&charges).await?, true),
+                    Outage::Open => (Vec::new(), true),
+                    Outage::Closed => return Err(error),
+                }
+            }
+        };
+        drop(charges);
+        Ok(Decision::new(Inner {
+            namespace: self.namespace.clone(),
+            policy,
+            set,
+            keys,
+            verdicts,
+            enforced,
+            degraded,
+            limiter: self.id(),
+            outer,
+        }))
+    }
+
+    /// As [`decide`](Self::decide), with what was taken under a guard. On a storage that is not
+    /// local the question runs in a task of its own: if the caller goes away before the answer, the
+    /// guard in the answer gives the units back all the same.
+    pub(super) async fn reserve(
+        self: &Arc<Self>,
+        question: Question,
+        settlement: Settlement,
+    ) -> Result<Reservation> {
+        let shared = Arc::clone(self);
+        let reserve = async move {
+            let decision = shared.decide(question).await?;
+            Ok(Reservation::new(shared, decision, settlement))
+        };
+        if self.is_local() {
+            return reserve.await;
+        }
+        match tokio::spawn(reserve).await {
+            Ok(reservation) => reservation,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    /// Gives back up to `units` of what each quota of the decision took.
+    pub(super) async fn refund(&self, decision: &Decision, units: u32) -> Result<Vec<Verdict>> {
+        self.adjust(decision, |verdict| match verdict.receipt {
+            Some(receipt) => Spend::Refund { units: units.min(receipt.units()), receipt },
+            None => Spend::Take(0),
+        })
+        .await
+    }
+
+    /// Takes more units, whether they are there or not.
+    pub(super) async fn force(&self, decision: &Decision, units: u32) -> Result<Vec<Verdict>> {
+        self.adjust(decision, |_| Spend::Force(units)).await
+    }
+
+    async fn adjust(
+        &self,
+        decision: &Decision,
+        spend: impl Fn(&Verdict) -> Spend,
+    ) -> Result<Vec<Verdict>> {
+        let Inner { set, keys, verdicts, degraded, .. } = decision.inner();
+        let charges: Vec<_> = set
+            .items
+            .iter()
+            .zip(keys)
+            .zip(verdicts)
+            .map(|((item, key), verdict)| Charge::new(key, item.quota, spend(verdict)))
+            .collect();
+        if charges.is_empty() {
+            return Ok(Vec::new());
+        }
+        if *degraded {
+            return self.local().acquire(&charges).await;
+        }
+        self.storage.acquire(&charges).await
+    }
+
+    fn local(&self) -> &MemoryStorage {
+        self.local.get_or_init(MemoryStorage::new)
+    }
+
+    fn is_local(&self) -> bool {
+        self.storage.capabilities().local
+    }
+
+    /// Runs to its end whatever becomes of the caller. A local storage answers at the first poll,
+    /// also where there is no runtime.
+    pub(super) fn detach(&self, work: impl Future<Output = ()> + Send + 'static) {
+        if self.is_local() {
+            let ready = pin!(work).poll(&mut Context::from_waker(Waker::noop())).is_ready();
+            debug_assert!(ready, "a local storage never waits");
+        } else if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(work);
+        }
+    }
+}

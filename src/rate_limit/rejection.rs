@@ -1,0 +1,146 @@
+//! How requests are refused.
+
+use std::fmt;
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+
+use super::Decision;
+use crate::{problem::Problem, storage};
+
+/// Why a request was refused.
+///
+/// It is what a [custom response](super::Policy::with_rejection) is made from, and lies in the
+/// extensions of every response that a rate-limit layer made, so that outer layers can tell it from
+/// one of the handler's.
+#[derive(Debug, Clone)]
+pub struct Rejection {
+    kind: RejectionKind,
+}
+
+/// The class of a [`Rejection`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum RejectionKind {
+    /// A quota has no room: 429.
+    QuotaExceeded(Decision),
+    /// The client's address is on the deny list: 403.
+    AddressDenied,
+    /// The request has no identity: 400, or 500 where the server fails to tell the peer's address.
+    MissingIdentity {
+        /// Whether the peer's address was needed.
+        server_fault: bool,
+    },
+    /// The storage gave no answer and the policy is [closed](super::Outage::Closed): 503.
+    StorageUnavailable(storage::ErrorKind),
+    /// Two different layers of one request have policies of one name: 500.
+    SameName(String),
+}
+
+impl Rejection {
+    pub(super) fn new(kind: RejectionKind) -> Self {
+        Self { kind }
+    }
+
+    /// What happened, to be matched on.
+    pub fn kind(&self) -> &RejectionKind {
+        &self.kind
+    }
+
+    /// The status of the default response.
+    pub fn status(&self) -> StatusCode {
+        match &self.kind {
+            RejectionKind::QuotaExceeded(_) => StatusCode::TOO_MANY_REQUESTS,
+            RejectionKind::AddressDenied => StatusCode::FORBIDDEN,
+            RejectionKind::MissingIdentity { server_fault: false } => StatusCode::BAD_REQUEST,
+            RejectionKind::MissingIdentity { server_fault: true } | RejectionKind::SameName(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            RejectionKind::StorageUnavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// The default response: `application/problem+json` (RFC 9457), with the quota's header fields
+    /// as far as its policy shows them.
+    pub fn to_response(&self) -> Response<Bytes> {
+        let mut response = self.problem().into_response();
+        self.write_headers(&mut response);
+        response
+    }
+
+    pub(super) fn write_headers<B>(&self, response: &mut Response<B>) {
+        if let RejectionKind::QuotaExceeded(decision) = &self.kind {
+            decision.inner().policy.headers.write(decision, response.headers_mut());
+        }
+    }
+
+    fn problem(&self) -> Problem {
+        match &self.kind {
+            RejectionKind::QuotaExceeded(decision) => {
+                let violated = decision.quotas().filter(|quota| !quota.verdict.allowed);
+                let never = decision.retry_after().is_none();
+                Problem::quota_exceeded(violated.map(|quota| quota.name))
+                    .with_detail(if never {
+                        "this request costs more than its quota can ever hold; make it smaller"
+                    } else {
+                        "the quota is used up; try again after the seconds in Retry-After"
+                    })
+            }
+            RejectionKind::AddressDenied => Problem::new(self.status())
+                .with_detail("requests from this address are not accepted"),
+            RejectionKind::MissingIdentity { server_fault: false } => Problem::new(self.status())
+                .with_detail("the request does not say whose quota it counts against"),
+            RejectionKind::MissingIdentity { server_fault: true } => Problem::new(self.status())
+                .with_detail("the server cannot tell the client's address"),
+            RejectionKind::StorageUnavailable(_) => Problem::temporary_reduced_capacity()
+                .with_detail("the quota cannot be checked for now; try again shortly")
+                .with_retry_after(1),
+            RejectionKind::SameName(_) => Problem::new(self.status())
+                .with_detail("the server's rate limits are set up wrongly"),
+        }
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            RejectionKind::QuotaExceeded(decision) => {
+                write!(f, "a quota of policy {:?} is used up", decision.policy())
+            }
+            RejectionKind::AddressDenied => f.write_str("the client's address is on the deny list"),
+            RejectionKind::MissingIdentity { server_fault: false } => {
+                f.write_str("the key extractor found no identity in the request")
+            }
+            RejectionKind::MissingIdentity { server_fault: true } => f.write_str(
+                "the request has no peer address: serve with \
+                 `into_make_service_with_connect_info::<SocketAddr>()`, insert a `PeerAddr` \
+                 extension, or choose another key with `Policy::with_key`",
+            ),
+            RejectionKind::StorageUnavailable(kind) => {
+                write!(f, "the storage gave no answer ({kind:?})")
+            }
+            RejectionKind::SameName(name) => write!(
+                f,
+                "two rate-limit layers of one request have policies named {name:?}: give each its \
+                 own name or namespace, or build both from one `Limiter`"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Rejection {}
+
+impl From<storage::Error> for Rejection {
+    fn from(error: storage::Error) -> Self {
+        Self::new(RejectionKind::StorageUnavailable(error.kind()))
+    }
+}
+
+#[cfg(feature = "axum")]
+impl axum_core::response::IntoResponse for Rejection {
+    fn into_response(self) -> axum_core::response::Response {
+        let mut response = self.to_response().map(axum_core::body::Body::from);
+        response.extensions_mut().insert(self);
+        response
+    }
+}
