@@ -4,6 +4,8 @@
 mod clock;
 mod head;
 pub mod quota;
+#[cfg(feature = "rate-limit")]
+pub mod rate_limit;
 pub mod storage;
 
 pub use head::RequestHead;

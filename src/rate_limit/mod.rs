@@ -1,0 +1,12 @@
+//! Rate limits by client.
+
+mod address;
+mod forwarded;
+mod network;
+#[cfg(feature = "tracing")]
+mod warn;
+
+pub use self::{
+    address::{AddressError, ClientAddress, ForwardedHeader, PeerAddr},
+    network::Networks,
+};
