@@ -1,8 +1,13 @@
 //! Tower layers that keep state between requests, on one pluggable storage.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[macro_use]
+mod macros;
+
 mod clock;
 mod head;
+#[cfg(feature = "rate-limit")]
+mod problem;
 pub mod quota;
 #[cfg(feature = "rate-limit")]
 pub mod rate_limit;
@@ -10,4 +15,6 @@ pub mod storage;
 
 pub use head::RequestHead;
 pub use quota::Quota;
+#[cfg(feature = "rate-limit")]
+pub use rate_limit::{Limiter, RateLimitLayer};
 pub use storage::{Storage, memory::MemoryStorage};

@@ -18,9 +18,7 @@ const GRACE: Duration = Duration::from_secs(10);
 #[tokio::main]
 async fn main() -> ExitCode {
     tracing_subscriber::fmt()
-        .with_env_filter(
-            env::var("RUST_LOG").unwrap_or_else(|_| "warn,tower_keep=info".to_owned()),
-        )
+        .with_env_filter(env::var("RUST_LOG").unwrap_or_else(|_| "warn,tower_keep=info".to_owned()))
         .with_writer(std::io::stderr)
         .init();
     match run().await {
@@ -50,7 +48,9 @@ async fn run() -> Result<(), Failure> {
     let (storage, storage_name) = storage().await?;
     let host = env::var("HOST").unwrap_or_else(|_| "127.0.0.1".to_owned());
     let port = match env::var("PORT") {
-        Ok(port) => port.parse::<u16>().map_err(|_| setting(format!("PORT={port:?} is no port")))?,
+        Ok(port) => {
+            port.parse::<u16>().map_err(|_| setting(format!("PORT={port:?} is no port")))?
+        }
         Err(_) => 3000,
     };
     let app = routes::app(storage, client_address()?);

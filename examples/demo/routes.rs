@@ -59,10 +59,8 @@ fn search(storage: &AnyStorage, address: &ClientAddress) -> Router {
         .with_key(by_key.or(KeyExtractor::client_address()))
         .with_tiers(tiers, |head| head.extensions().get::<Customer>().map(|it| it.tier));
     let failed_keys = Policy::new("failed-keys", Quota::sliding_window(20, TEN_SECONDS));
-    let gate = Gate {
-        failed_keys: Limiter::new(storage.clone(), failed_keys),
-        address: address.clone(),
-    };
+    let gate =
+        Gate { failed_keys: Limiter::new(storage.clone(), failed_keys), address: address.clone() };
     Router::new()
         .route("/api/search", get(find))
         .layer(RateLimitLayer::new(storage.clone(), policy))

@@ -69,7 +69,8 @@ impl Decision {
 
     /// The same decision after its units have changed.
     pub(super) fn with_verdicts(&self, verdicts: Vec<Verdict>) -> Self {
-        let Inner { namespace, policy, set, keys, enforced, degraded, limiter, outer, .. } = &*self.0;
+        let Inner { namespace, policy, set, keys, enforced, degraded, limiter, outer, .. } =
+            &*self.0;
         Self::new(Inner {
             namespace: namespace.clone(),
             policy: Arc::clone(policy),

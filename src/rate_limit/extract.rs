@@ -43,10 +43,7 @@ impl<S: Sync> FromRequestParts<S> for Decision {
 impl<S: Sync> OptionalFromRequestParts<S> for Decision {
     type Rejection = std::convert::Infallible;
 
-    async fn from_request_parts(
-        parts: &mut Parts,
-        _: &S,
-    ) -> Result<Option<Self>, Self::Rejection> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Self::Rejection> {
         Ok(parts.extensions.get().cloned())
     }
 }

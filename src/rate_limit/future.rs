@@ -13,8 +13,7 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::{
-    Decision, Policy, Rejection, ResponseBody, reservation::Reservation,
-    settle::ResponseHead,
+    Decision, Policy, Rejection, ResponseBody, reservation::Reservation, settle::ResponseHead,
 };
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;

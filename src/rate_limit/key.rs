@@ -154,9 +154,7 @@ mod tests {
     fn extract(key: &KeyExtractor, lines: &[&'static [u8]]) -> Option<Identity> {
         let mut request = Request::new(());
         for line in lines {
-            request
-                .headers_mut()
-                .append("x-api-key", http::HeaderValue::from_bytes(line).unwrap());
+            request.headers_mut().append("x-api-key", http::HeaderValue::from_bytes(line).unwrap());
         }
         key.extract(RequestHead::new(&request))
     }

@@ -12,16 +12,12 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use super::{
-    Decision, Outage, Policy, PolicyError, Settlement,
-    decision::Inner,
-    policy::QuotaSet,
+    Decision, Outage, Policy, PolicyError, Settlement, decision::Inner, policy::QuotaSet,
     reservation::Reservation,
 };
 use crate::{
     MemoryStorage,
-    storage::{
-        AnyStorage, Charge, Identity, Key, Name, Result, Spend, Storage, Verdict,
-    },
+    storage::{AnyStorage, Charge, Identity, Key, Name, Result, Spend, Storage, Verdict},
 };
 
 /// The namespace of all limiters unless told otherwise.
@@ -119,11 +115,7 @@ impl Limiter {
     /// # Cancel safety
     ///
     /// If the future is dropped the units may have been taken.
-    pub async fn check_units(
-        &self,
-        identity: impl Into<Identity>,
-        units: u32,
-    ) -> Result<Decision> {
+    pub async fn check_units(&self, identity: impl Into<Identity>, units: u32) -> Result<Decision> {
         self.ask(identity.into(), Spend::Take(units)).await
     }
 
@@ -264,8 +256,7 @@ impl Shared {
     pub(super) async fn decide(self: &Arc<Self>, question: Question) -> Result<Decision> {
         let Question { policy, set, identity, spend, outer } = question;
         let enforced = policy.enforces(&identity);
-        let keys: Vec<_> =
-            set.items.iter().map(|item| self.key(&item.detail, &identity)).collect();
+        let keys: Vec<_> = set.items.iter().map(|item| self.key(&item.detail, &identity)).collect();
         let charges: Vec<_> = set
             .items
             .iter()

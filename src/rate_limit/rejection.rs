@@ -79,12 +79,11 @@ impl Rejection {
             RejectionKind::QuotaExceeded(decision) => {
                 let violated = decision.quotas().filter(|quota| !quota.verdict.allowed);
                 let never = decision.retry_after().is_none();
-                Problem::quota_exceeded(violated.map(|quota| quota.name))
-                    .with_detail(if never {
-                        "this request costs more than its quota can ever hold; make it smaller"
-                    } else {
-                        "the quota is used up; try again after the seconds in Retry-After"
-                    })
+                Problem::quota_exceeded(violated.map(|quota| quota.name)).with_detail(if never {
+                    "this request costs more than its quota can ever hold; make it smaller"
+                } else {
+                    "the quota is used up; try again after the seconds in Retry-After"
+                })
             }
             RejectionKind::AddressDenied => Problem::new(self.status())
                 .with_detail("requests from this address are not accepted"),

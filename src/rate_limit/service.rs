@@ -153,9 +153,10 @@ fn ask(
         let question = Question { policy: Arc::clone(&policy), set, identity, spend, outer };
         let answer = match settlement {
             None => shared.decide(question).await.map(|decision| (decision, None)),
-            Some(settlement) => shared.reserve(question, settlement).await.map(|reservation| {
-                (reservation.decision().clone(), Some(reservation))
-            }),
+            Some(settlement) => shared
+                .reserve(question, settlement)
+                .await
+                .map(|reservation| (reservation.decision().clone(), Some(reservation))),
         };
         match answer {
             Ok((decision, reservation)) if decision.is_allowed() => {

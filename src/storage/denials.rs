@@ -57,8 +57,7 @@ impl Denials {
 
     fn identity(&self, key: &Key) -> u128 {
         u128::from_be_bytes(
-            self.hash_key
-                .digest(&[key.namespace().as_str().as_bytes(), key.identity().as_bytes()]),
+            self.hash_key.digest(&[key.namespace().as_str().as_bytes(), key.identity().as_bytes()]),
         )
     }
 

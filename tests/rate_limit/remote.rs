@@ -1,0 +1,79 @@
+//! A storage that behaves like one across a network: it can be counted, delayed and cut off.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+};
+
+use tower_keep::{
+    MemoryStorage, Storage,
+    storage::{
+        AnyStorage, Capabilities, Charge, Error, ErrorKind, Get, Invalidation, Key, Lookup, Name,
+        Put, PutOutcome, Result, Spend, Tags, Verdict, When,
+    },
+};
+
+#[derive(Debug, Clone, Default)]
+pub struct Remote {
+    memory: MemoryStorage,
+    calls: Arc<AtomicUsize>,
+    cut: Arc<AtomicBool>,
+    /// How often a call yields before and after it is applied.
+    pub yields: usize,
+    /// What was asked, in order.
+    pub asked: Arc<Mutex<Vec<Vec<Spend>>>>,
+}
+
+impl Remote {
+    pub fn calls(&self) -> usize {
+        self.calls.load(SeqCst)
+    }
+
+    pub fn cut_off(&self, cut: bool) {
+        self.cut.store(cut, SeqCst);
+    }
+
+    async fn way(&self) {
+        for _ in 0..self.yields {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Storage for Remote {
+    async fn get(&self, key: &Key, get: Get) -> Result<Lookup> {
+        self.memory.get(key, get).await
+    }
+
+    async fn put(&self, key: &Key, put: Put<'_>) -> Result<PutOutcome> {
+        self.memory.put(key, put).await
+    }
+
+    async fn delete(&self, key: &Key, when: When) -> Result<bool> {
+        self.memory.delete(key, when).await
+    }
+
+    async fn invalidate(&self, namespace: &Name, tags: Tags<'_>, how: Invalidation) -> Result<()> {
+        self.memory.invalidate(namespace, tags, how).await
+    }
+
+    async fn acquire(&self, charges: &[Charge<'_>]) -> Result<Vec<Verdict>> {
+        self.calls.fetch_add(1, SeqCst);
+        self.asked.lock().unwrap().push(charges.iter().map(|charge| charge.spend).collect());
+        self.way().await;
+        if self.cut.load(SeqCst) {
+            return Err(Error::new(ErrorKind::Unavailable, "cut off"));
+        }
+        let verdicts = self.memory.acquire(charges).await;
+        self.way().await;
+        verdicts
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new().with_atomic_across_identities()
+    }
+
+    fn erase(self) -> AnyStorage {
+        AnyStorage::new(self)
+    }
+}
