@@ -3,6 +3,10 @@
 
 mod clock;
 mod head;
+// Until the layer calls it.
+#[allow(dead_code)]
+#[cfg(feature = "rate-limit")]
+mod problem;
 pub mod quota;
 #[cfg(feature = "rate-limit")]
 pub mod rate_limit;
