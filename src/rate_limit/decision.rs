@@ -2,7 +2,9 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use super::{Policy, Rejection, RejectionKind, policy::QuotaSet};
+use http::HeaderMap;
+
+use super::{Policy, Rejection, RejectionKind, headers, policy::QuotaSet};
 use crate::{
     Quota,
     storage::{Key, Name, Verdict},
@@ -108,8 +110,8 @@ impl Decision {
     /// Each quota's verdict. None if the storage gave no answer and everything passes.
     pub fn quotas(&self) -> impl ExactSizeIterator<Item = QuotaVerdict<'_>> {
         self.0.set.items.iter().zip(&self.0.verdicts).map(|(item, verdict)| QuotaVerdict {
-            name: &item.name,
-            quota: item.quota,
+            name: item.shown.name(),
+            quota: item.shown.quota(),
             verdict,
         })
     }
@@ -144,6 +146,20 @@ impl Decision {
     /// What the next layer outside decided about the same request.
     pub fn outer(&self) -> Option<&Self> {
         self.0.outer.as_ref()
+    }
+
+    /// Tells the client about its quotas, as far as the policy shows them.
+    pub(super) fn write_headers(&self, headers: &mut HeaderMap) {
+        let Inner { policy, set, verdicts, .. } = &*self.0;
+        let outcomes = set.items.iter().map(|item| &item.shown).zip(verdicts);
+        if !verdicts.is_empty() {
+            policy.headers.write(headers, set.policy_header.as_ref(), outcomes);
+        }
+        if !self.is_allowed()
+            && let Some(seconds) = headers::retry_after(verdicts)
+        {
+            policy.headers.write_retry_after(headers, seconds);
+        }
     }
 
     /// This decision and those of the layers outside.

@@ -21,7 +21,7 @@ type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// What the limiter says of a request.
 pub(super) enum Verdict {
     Exempt,
-    Admit { policy: Arc<Policy>, decision: Decision, reservation: Option<Reservation> },
+    Admit { decision: Decision, reservation: Option<Reservation> },
     Refuse(Arc<Policy>, Rejection),
 }
 
@@ -58,12 +58,11 @@ pin_project! {
     enum State<S, B, F, R> {
         Deciding { verdict: Option<Verdict>, pending: Option<BoxFuture<Verdict>>, call: Option<(S, Request<B>)> },
         Running { #[pin] response: F, admitted: Option<Admitted> },
-        Settling { settled: BoxFuture<Decision>, response: Option<R>, policy: Arc<Policy> },
+        Settling { settled: BoxFuture<Decision>, response: Option<R>, },
     }
 }
 
 struct Admitted {
-    policy: Arc<Policy>,
     decision: Decision,
     reservation: Option<Reservation>,
 }
@@ -104,33 +103,32 @@ where
                             return Poll::Ready(Ok(refuse(&policy, rejection)));
                         }
                         Verdict::Exempt => None,
-                        Verdict::Admit { policy, decision, reservation } => {
+                        Verdict::Admit { decision, reservation } => {
                             request.extensions_mut().insert(decision.clone());
-                            Some(Admitted { policy, decision, reservation })
+                            Some(Admitted { decision, reservation })
                         }
                     };
                     State::Running { response: service.call(request), admitted }
                 }
                 StateProj::Running { response, admitted } => {
                     let mut response = ready!(response.poll(cx))?;
-                    let Some(Admitted { policy, decision, reservation }) = admitted.take() else {
+                    let Some(Admitted { decision, reservation }) = admitted.take() else {
                         return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                     };
                     let Some(reservation) = reservation else {
-                        policy.headers.write(&decision, response.headers_mut());
+                        decision.write_headers(response.headers_mut());
                         return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                     };
                     let cost = reservation.cost(ResponseHead::new(&response));
                     State::Settling {
                         settled: Box::pin(reservation.settle(cost)),
                         response: Some(response),
-                        policy,
                     }
                 }
-                StateProj::Settling { settled, response, policy } => {
+                StateProj::Settling { settled, response } => {
                     let decision = ready!(settled.as_mut().poll(cx));
                     let mut response = response.take().expect("polled after it was ready");
-                    policy.headers.write(&decision, response.headers_mut());
+                    decision.write_headers(response.headers_mut());
                     return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                 }
             };

@@ -182,7 +182,7 @@ impl Limiter {
         let charges: Vec<_> = items
             .iter()
             .zip(&keys)
-            .map(|(item, key)| Charge::new(key, item.quota, Spend::Reset))
+            .map(|(item, key)| Charge::new(key, item.shown.quota(), Spend::Reset))
             .collect();
         if let Some(local) = self.shared.local.get() {
             local.acquire(&charges).await?;
@@ -262,7 +262,7 @@ impl Shared {
             .iter()
             .zip(&keys)
             .map(|(item, key)| {
-                let charge = Charge::new(key, item.quota, spend);
+                let charge = Charge::new(key, item.shown.quota(), spend);
                 if enforced { charge } else { charge.without_enforcement() }
             })
             .collect();
@@ -339,7 +339,7 @@ impl Shared {
             .iter()
             .zip(keys)
             .zip(verdicts)
-            .map(|((item, key), verdict)| Charge::new(key, item.quota, spend(verdict)))
+            .map(|((item, key), verdict)| Charge::new(key, item.shown.quota(), spend(verdict)))
             .collect();
         if charges.is_empty() {
             return Ok(Vec::new());

@@ -102,7 +102,10 @@ pub use self::{
     body::ResponseBody,
     decision::{Decision, QuotaVerdict},
     future::ResponseFuture,
-    headers::Headers,
+    headers::{
+        Draft, EXPOSED_HEADERS, Headers, RATELIMIT, RATELIMIT_POLICY, ResetFormat,
+        X_RATELIMIT_LIMIT, X_RATELIMIT_REMAINING, X_RATELIMIT_RESET,
+    },
     key::KeyExtractor,
     layer::RateLimitLayer,
     limiter::Limiter,

@@ -6,12 +6,12 @@ use bytes::Bytes;
 use http::{HeaderValue, Response};
 
 use super::{
-    ClientAddress, Headers, KeyExtractor, Networks, Rejection, Settlement, Tiers, headers,
+    ClientAddress, Headers, KeyExtractor, Networks, Rejection, Settlement, Tiers,
+    headers::Shown,
     tier::{Choice, CompiledTiers, Resolver},
 };
 use crate::{
     Quota, RequestHead,
-    quota::{Algorithm, PeriodText},
     storage::{HashKey, Identity, Name},
 };
 
@@ -473,18 +473,17 @@ pub(super) enum Admission {
     Denied,
 }
 
-/// Quotas that are decided together, with their names in headers and keys.
+/// Quotas that are decided together, with their names in responses and keys.
 #[derive(Debug)]
 pub(super) struct QuotaSet {
     pub(super) items: Vec<QuotaItem>,
-    pub(super) policy_header: HeaderValue,
+    pub(super) policy_header: Option<HeaderValue>,
 }
 
 #[derive(Debug)]
 pub(super) struct QuotaItem {
-    pub(super) quota: Quota,
-    /// In headers and problem details.
-    pub(super) name: Box<str>,
+    /// The quota, and its name in headers and problem details.
+    pub(super) shown: Shown,
     /// In keys.
     pub(super) detail: Name,
 }
@@ -494,29 +493,20 @@ impl QuotaSet {
         if quotas.is_empty() {
             return Err(PolicyError::NoQuota);
         }
+        let shown = Shown::of_policy(policy, quotas);
+        let policy_header = Headers::new().policy_value(&shown);
         let mut items: Vec<QuotaItem> = Vec::with_capacity(quotas.len());
-        for quota in quotas {
+        for (quota, shown) in quotas.iter().zip(shown) {
             let detail = Name::new(&format!("{policy:?}.{}", quota.counter_name()));
             if let Some(same) = items.iter().find(|item| item.detail == detail) {
-                return Err(PolicyError::SameCounter(same.quota, *quota));
+                return Err(PolicyError::SameCounter(same.shown.quota(), *quota));
             }
-            let period = PeriodText(quota.period().as_micros() as u64);
-            let same_period = |other: &&Quota| other.period() == quota.period();
-            let calendar =
-                matches!(quota.algorithm(), Algorithm::CalendarDay | Algorithm::CalendarMonth);
-            let name = match (quotas.len(), quotas.iter().filter(same_period).count()) {
-                (1, _) => policy.as_str().into(),
-                (_, 1) if !calendar => format!("{policy:?}-{period}").into(),
-                _ => format!("{policy:?}-{}", quota.counter_name()).into(),
-            };
-            items.push(QuotaItem { quota: *quota, name, detail });
+            items.push(QuotaItem { shown, detail });
         }
-        let policy_header =
-            headers::policy_value(items.iter().map(|item| (&*item.name, &item.quota)));
         Ok(Self { items, policy_header })
     }
 
     pub(super) fn quotas(&self) -> impl Iterator<Item = Quota> {
-        self.items.iter().map(|item| item.quota)
+        self.items.iter().map(|item| item.shown.quota())
     }
 }

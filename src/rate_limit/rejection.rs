@@ -3,10 +3,13 @@
 use std::fmt;
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode, header};
 
 use super::Decision;
-use crate::{problem::Problem, storage};
+use crate::{
+    problem::{Problem, QUOTA_EXCEEDED, TEMPORARY_REDUCED_CAPACITY},
+    storage,
+};
 
 /// Why a request was refused.
 ///
@@ -69,33 +72,45 @@ impl Rejection {
     }
 
     pub(super) fn write_headers<B>(&self, response: &mut Response<B>) {
-        if let RejectionKind::QuotaExceeded(decision) = &self.kind {
-            decision.inner().policy.headers.write(decision, response.headers_mut());
+        match &self.kind {
+            RejectionKind::QuotaExceeded(decision) => {
+                decision.write_headers(response.headers_mut())
+            }
+            RejectionKind::StorageUnavailable(_) => {
+                // The storage is asked again within half a second.
+                response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            _ => {}
         }
     }
 
     fn problem(&self) -> Problem {
+        let status = Problem::from_status(self.status());
         match &self.kind {
             RejectionKind::QuotaExceeded(decision) => {
                 let violated = decision.quotas().filter(|quota| !quota.verdict.allowed);
-                let never = decision.retry_after().is_none();
-                Problem::quota_exceeded(violated.map(|quota| quota.name)).with_detail(if never {
-                    "this request costs more than its quota can ever hold; make it smaller"
-                } else {
-                    "the quota is used up; try again after the seconds in Retry-After"
-                })
+                Problem::new(QUOTA_EXCEEDED)
+                    .with_violated_policies(violated.map(|quota| quota.name))
+                    .with_detail(if decision.retry_after().is_none() {
+                        "this request costs more than its quota can ever hold; make it smaller"
+                    } else {
+                        "the quota is used up; try again after the seconds in Retry-After"
+                    })
             }
-            RejectionKind::AddressDenied => Problem::new(self.status())
-                .with_detail("requests from this address are not accepted"),
-            RejectionKind::MissingIdentity { server_fault: false } => Problem::new(self.status())
-                .with_detail("the request does not say whose quota it counts against"),
-            RejectionKind::MissingIdentity { server_fault: true } => Problem::new(self.status())
-                .with_detail("the server cannot tell the client's address"),
-            RejectionKind::StorageUnavailable(_) => Problem::temporary_reduced_capacity()
-                .with_detail("the quota cannot be checked for now; try again shortly")
-                .with_retry_after(1),
-            RejectionKind::SameName(_) => Problem::new(self.status())
-                .with_detail("the server's rate limits are set up wrongly"),
+            RejectionKind::AddressDenied => {
+                status.with_detail("requests from this address are not accepted")
+            }
+            RejectionKind::MissingIdentity { server_fault: false } => {
+                status.with_detail("the request does not say whose quota it counts against")
+            }
+            RejectionKind::MissingIdentity { server_fault: true } => {
+                status.with_detail("the server cannot tell the client's address")
+            }
+            RejectionKind::StorageUnavailable(_) => Problem::new(TEMPORARY_REDUCED_CAPACITY)
+                .with_detail("the quota cannot be checked for now; try again shortly"),
+            RejectionKind::SameName(_) => {
+                status.with_detail("the server's rate limits are set up wrongly")
+            }
         }
     }
 }

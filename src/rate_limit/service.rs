@@ -160,7 +160,7 @@ fn ask(
         };
         match answer {
             Ok((decision, reservation)) if decision.is_allowed() => {
-                Verdict::Admit { policy, decision, reservation }
+                Verdict::Admit { decision, reservation }
             }
             Ok((decision, _)) => {
                 event!(debug, policy = policy.name(), "a request was refused");

@@ -74,7 +74,7 @@ async fn a_refusal_is_a_problem(storage: AnyStorage) {
         problem["type"],
         "https://iana.org/assignments/http-problem-types#quota-exceeded"
     );
-    assert_eq!(problem["violated-policies"], json!(["api-h"]));
+    assert_eq!(problem["violated-policies"], json!(["api/h"]));
 }
 
 async fn a_refusal_by_one_quota_leaves_the_others_untouched(storage: AnyStorage) {
