@@ -7,11 +7,12 @@ use std::{
 
 use http::StatusCode;
 use tower_keep::{
-    MemoryStorage, Quota, RateLimitLayer, RedisStorage, Storage, rate_limit::Policy,
-    storage::AnyStorage,
+    MemoryStorage, Quota, RateLimitLayer, Storage, rate_limit::Policy, storage::AnyStorage,
 };
 
-use crate::{Limited, limited, request_from, send, support};
+use crate::{
+    Limited, count, limited, redis_storage, request_from, send, support::RedisServer,
+};
 
 const REQUESTS: usize = 1_000;
 const LIMIT: u32 = 100;
@@ -56,7 +57,7 @@ async fn race(storage: AnyStorage, quota: Quota, requests: usize) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_memory_exactly_the_quota_is_admitted() {
     for quota in quotas() {
-        for _ in 0..support::count(5, 100) {
+        for _ in 0..count(5, 100) {
             let admitted = race(MemoryStorage::new().erase(), quota, REQUESTS).await;
             assert_eq!(admitted, LIMIT as usize, "{quota}");
         }
@@ -71,29 +72,17 @@ const WORKER: &str = "TOWER_KEEP_TEST_WORKER";
 async fn as_a_worker_process_it_sends_its_half() {
     let Ok(task) = std::env::var(WORKER) else { return };
     let [url, prefix, index] = task.split(' ').collect::<Vec<_>>()[..] else { panic!("{task}") };
-    let storage = racing_storage(url, prefix).await;
+    let storage = redis_storage(url, prefix).await;
     let quota = quotas()[index.parse::<usize>().unwrap()];
     println!("admitted {}", race(storage, quota, REQUESTS / 2).await);
 }
 
-async fn racing_storage(url: &str, prefix: &str) -> AnyStorage {
-    // A thousand decisions at once on a busy test machine may take longer than the default allows.
-    RedisStorage::builder()
-        .url(url)
-        .prefix(prefix)
-        .acquire_timeout(Duration::from_secs(10))
-        .build()
-        .await
-        .unwrap()
-        .erase()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_redis_two_processes_admit_exactly_the_quota() {
-    let server = support::redis();
+    let server = RedisServer::start();
     for (index, quota) in quotas().into_iter().enumerate() {
-        for _ in 0..support::count(1, 20) {
-            let prefix = support::random_prefix();
+        for round in 0..count(1, 20) {
+            let prefix = format!("race{index}-{round}");
             let url = server.url();
             let worker = Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", "concurrency::as_a_worker_process_it_sends_its_half"])
@@ -102,7 +91,7 @@ async fn on_redis_two_processes_admit_exactly_the_quota() {
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();
-            let here = race(racing_storage(&url, &prefix).await, quota, REQUESTS / 2).await;
+            let here = race(redis_storage(&url, &prefix).await, quota, REQUESTS / 2).await;
             let output = tokio::task::spawn_blocking(|| worker.wait_with_output()).await.unwrap();
             let output = String::from_utf8(output.unwrap().stdout).unwrap();
             let there = output

@@ -1,7 +1,7 @@
 //! A storage that behaves like one across a network: it can be counted, delayed and cut off.
 
 use std::sync::{
-    Arc, Mutex,
+    Arc,
     atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
 };
 
@@ -9,27 +9,30 @@ use tower_keep::{
     MemoryStorage, Storage,
     storage::{
         AnyStorage, Capabilities, Charge, Error, ErrorKind, Get, Invalidation, Key, Lookup, Name,
-        Put, PutOutcome, Result, Spend, Tags, Verdict, When,
+        Put, PutOutcome, Result, Tags, Verdict, When,
     },
 };
 
 #[derive(Debug, Clone, Default)]
-pub struct Remote {
+pub(crate) struct Remote {
     memory: MemoryStorage,
     calls: Arc<AtomicUsize>,
     cut: Arc<AtomicBool>,
     /// How often a call yields before and after it is applied.
-    pub yields: usize,
-    /// What was asked, in order.
-    pub asked: Arc<Mutex<Vec<Vec<Spend>>>>,
+    yields: usize,
 }
 
 impl Remote {
-    pub fn calls(&self) -> usize {
+    /// One whose calls yield that often on the way there and back.
+    pub(crate) fn slow(yields: usize) -> Self {
+        Self { yields, ..Self::default() }
+    }
+
+    pub(crate) fn calls(&self) -> usize {
         self.calls.load(SeqCst)
     }
 
-    pub fn cut_off(&self, cut: bool) {
+    pub(crate) fn cut_off(&self, cut: bool) {
         self.cut.store(cut, SeqCst);
     }
 
@@ -59,7 +62,6 @@ impl Storage for Remote {
 
     async fn acquire(&self, charges: &[Charge<'_>]) -> Result<Vec<Verdict>> {
         self.calls.fetch_add(1, SeqCst);
-        self.asked.lock().unwrap().push(charges.iter().map(|charge| charge.spend).collect());
         self.way().await;
         if self.cut.load(SeqCst) {
             return Err(Error::new(ErrorKind::Unavailable, "cut off"));

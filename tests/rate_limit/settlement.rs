@@ -1,6 +1,7 @@
 //! Costs that are known only after the response, and requests that never get there.
 
 use std::{
+    convert::Infallible,
     future::Future,
     pin::pin,
     sync::Arc,
@@ -14,7 +15,7 @@ use http_body_util::Full;
 use tower::Service;
 use tower_keep::{
     Limiter, MemoryStorage, Quota, RateLimitLayer, Storage,
-    rate_limit::{Cost, KeyExtractor, Policy, Settlement},
+    rate_limit::{Cost, KeyExtractor, Policy, ResponseBody, Settlement},
     storage::{AnyStorage, Identity},
 };
 use tower_layer::Layer;
@@ -99,12 +100,8 @@ fn slow(
     yields: usize,
 ) -> impl Service<
     Request<()>,
-    Future: Future<
-        Output = Result<
-            Response<tower_keep::rate_limit::ResponseBody<Full<Bytes>>>,
-            std::convert::Infallible,
-        >,
-    >,
+    Response = Response<ResponseBody<Full<Bytes>>>,
+    Error = Infallible,
 > + use<> {
     layer.layer(tower::service_fn(move |_| async move {
         for _ in 0..yields {
@@ -149,7 +146,7 @@ async fn drop_at_every_await_point(storage: AnyStorage, keep: bool) -> Vec<u32> 
 
 #[tokio::test]
 async fn a_request_dropped_at_any_await_point_leaks_no_reservation() {
-    let remote = Remote { yields: 3, ..Remote::default() };
+    let remote = Remote::slow(3);
     for storage in [MemoryStorage::new().erase(), remote.erase()] {
         let left = drop_at_every_await_point(storage, false).await;
         assert!(left.len() > 4, "there were several await points");
