@@ -1,4 +1,4 @@
-//! Tower layers that keep state between requests, on one pluggable storage.
+#![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[macro_use]
