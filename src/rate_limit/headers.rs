@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{self, Entry},
+};
 
 use crate::{
     clock,
@@ -183,6 +186,8 @@ impl Headers {
         policy: Option<&HeaderValue>,
         outcomes: impl Iterator<Item = (&'a Shown, &'a Verdict)> + Clone,
     ) {
+        // The map grows once, not at each field.
+        headers.reserve(5);
         if let Some(format) = self.x_rate_limit
             && let Some((shown, verdict)) = outcomes.clone().reduce(nearer_to_its_end)
         {
@@ -296,9 +301,6 @@ fn write_x_rate_limit(
     verdict: &Verdict,
     format: ResetFormat,
 ) {
-    if !is_tighter(verdict, headers) {
-        return;
-    }
     let limit = if verdict.limit == shown.quota.capacity() {
         shown.limit.clone()
     } else {
@@ -311,14 +313,21 @@ fn write_x_rate_limit(
             unix_reset(clock::since_epoch(), verdict.reset_after, shown.quota.algorithm())
         }
     };
-    headers.insert(X_RATELIMIT_LIMIT, limit);
+    // The entry is taken first because looking costs as much as inserting, a hash of the name.
+    if let Entry::Vacant(entry) = headers.entry(X_RATELIMIT_LIMIT) {
+        entry.insert(limit);
+    } else if is_tighter(verdict, headers) {
+        headers.insert(X_RATELIMIT_LIMIT, limit);
+    } else {
+        return;
+    }
     headers.insert(X_RATELIMIT_REMAINING, number(verdict.remaining.into()));
     headers.insert(X_RATELIMIT_RESET, number(reset));
 }
 
-/// Whether the verdict leaves less than what the response says already, if it says anything.
+/// Whether the verdict leaves less than what the response says already.
 fn is_tighter(verdict: &Verdict, headers: &HeaderMap) -> bool {
-    if headers.is_empty() || !verdict.allowed || !headers.contains_key(X_RATELIMIT_LIMIT) {
+    if !verdict.allowed {
         return true;
     }
     if headers.contains_key(header::RETRY_AFTER) {
@@ -404,7 +413,25 @@ fn push_number(text: &mut Vec<u8>, mut number: u64) {
     }
 }
 
+/// The numbers below 1000, three digits each: most that are written, and none is allocated.
+static SMALL_NUMBERS: [u8; 3_000] = {
+    let mut text = [0; 3_000];
+    let mut n = 0;
+    while n < 1_000 {
+        text[3 * n] = b'0' + (n / 100) as u8;
+        text[3 * n + 1] = b'0' + (n / 10 % 10) as u8;
+        text[3 * n + 2] = b'0' + (n % 10) as u8;
+        n += 1;
+    }
+    text
+};
+
 fn number(number: u64) -> HeaderValue {
+    if number < 1_000 {
+        let end = 3 * number as usize + 3;
+        let text = std::str::from_utf8(&SMALL_NUMBERS[end - digits(number)..end]);
+        return HeaderValue::from_static(text.expect("digits are ASCII"));
+    }
     let mut text = Vec::with_capacity(digits(number));
     push_number(&mut text, number);
     value(text)
