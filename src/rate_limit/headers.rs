@@ -7,11 +7,14 @@ use http::{
     header::{self, Entry},
 };
 
-use crate::{
-    clock,
-    quota::{Algorithm, PeriodText, Quota},
-    storage::{Name, Verdict},
+pub(crate) use self::shown::Shown;
+use self::text::{
+    LARGEST_INTEGER, digits, number, number_in, push_number, separate, value, whole_seconds,
 };
+use crate::{clock, quota::Algorithm, storage::Verdict};
+
+mod shown;
+mod text;
 
 /// The most units that can be there at once, of the quota nearest to its end.
 pub const X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
@@ -44,9 +47,6 @@ pub const EXPOSED_HEADERS: [HeaderName; 6] = [
     RATELIMIT_POLICY,
     header::RETRY_AFTER,
 ];
-
-/// RFC 9651 §3.3.1: an Integer has at most 15 digits.
-const LARGEST_INTEGER: u64 = 999_999_999_999_999;
 
 /// How `X-RateLimit-Reset` states a time; nothing standardises it and clients expect either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -211,57 +211,6 @@ impl Headers {
     }
 }
 
-/// A quota under the name that responses give it; made once, when the policy is built.
-#[derive(Debug, Clone)]
-pub(crate) struct Shown {
-    // An RFC 9651 String, quotes included.
-    name: Box<[u8]>,
-    limit: HeaderValue,
-    quota: Quota,
-}
-
-impl Shown {
-    /// The quotas of a policy. A quota that is alone has the policy's name; several are told apart
-    /// by their periods (`api/min`, `api/day`), or else by all that they are. So the name stays
-    /// when a limit or the tier changes.
-    pub(crate) fn of_policy(policy: &Name, quotas: &[Quota]) -> Vec<Self> {
-        let period = |quota: &Quota| quota.period().as_micros() as u64;
-        quotas
-            .iter()
-            .map(|quota| {
-                let alike = quotas.iter().filter(|other| period(other) == period(quota)).count();
-                let name = match (quotas.len(), alike) {
-                    (1, _) => policy.as_str().to_owned(),
-                    (_, 1) => format!("{}/{}", policy.as_str(), PeriodText(period(quota))),
-                    _ => format!("{}/{quota}", policy.as_str()),
-                };
-                Self::new(&name, *quota)
-            })
-            .collect()
-    }
-
-    fn new(name: &str, quota: Quota) -> Self {
-        // RFC 9651 §3.3.3: neither the names of policies nor those of quotas need an escape.
-        debug_assert!(name.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'"' && b != b'\\'));
-        Self {
-            name: format!("\"{name}\"").into_bytes().into(),
-            limit: number(quota.capacity().into()),
-            quota,
-        }
-    }
-
-    /// The name, for `violated-policies`.
-    pub(crate) fn name(&self) -> &str {
-        let inside = &self.name[1..self.name.len() - 1];
-        std::str::from_utf8(inside).expect("made from a str")
-    }
-
-    /// The quota.
-    pub(crate) fn quota(&self) -> Quota {
-        self.quota
-    }
-}
-
 /// The seconds for `Retry-After`: until every quota that refuses has room. `None` if none refuses,
 /// or if one will never have room, so that trying again is no use.
 ///
@@ -387,62 +336,6 @@ fn rate_limit_value<'a>(outcomes: impl Iterator<Item = Outcome<'a>> + Clone) -> 
         }
     }
     value(text)
-}
-
-fn separate(text: &mut Vec<u8>) {
-    if !text.is_empty() {
-        text.push(b',');
-    }
-}
-
-fn whole_seconds(duration: Duration) -> u64 {
-    duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
-}
-
-fn digits(number: u64) -> usize {
-    number.checked_ilog10().unwrap_or(0) as usize + 1
-}
-
-fn push_number(text: &mut Vec<u8>, mut number: u64) {
-    let start = text.len();
-    let end = start + digits(number);
-    text.resize(end, b'0');
-    for digit in text[start..].iter_mut().rev() {
-        *digit = b'0' + (number % 10) as u8;
-        number /= 10;
-    }
-}
-
-/// The numbers below 1000, three digits each: most that are written, and none is allocated.
-static SMALL_NUMBERS: [u8; 3_000] = {
-    let mut text = [0; 3_000];
-    let mut n = 0;
-    while n < 1_000 {
-        text[3 * n] = b'0' + (n / 100) as u8;
-        text[3 * n + 1] = b'0' + (n / 10 % 10) as u8;
-        text[3 * n + 2] = b'0' + (n % 10) as u8;
-        n += 1;
-    }
-    text
-};
-
-fn number(number: u64) -> HeaderValue {
-    if number < 1_000 {
-        let end = 3 * number as usize + 3;
-        let text = std::str::from_utf8(&SMALL_NUMBERS[end - digits(number)..end]);
-        return HeaderValue::from_static(text.expect("digits are ASCII"));
-    }
-    let mut text = Vec::with_capacity(digits(number));
-    push_number(&mut text, number);
-    value(text)
-}
-
-fn value(text: Vec<u8>) -> HeaderValue {
-    HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).expect("names and digits are visible")
-}
-
-fn number_in(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
-    headers.get(name)?.to_str().ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::storage::Spend;
+use crate::{
+    Quota,
+    storage::{Name, Spend},
+};
 
 fn verdict(limit: u32, remaining: u32, reset_ms: u64, replenish_ms: u64) -> Verdict {
     Verdict {
