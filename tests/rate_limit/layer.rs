@@ -171,6 +171,7 @@ async fn in_shadow_everything_passes_and_the_decision_says_what_would_have_been(
     for expected in ["false", "false", "true", "true"] {
         let response = send(&mut service, request_from("192.0.2.1")).await;
         assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(header(&response, "x-ratelimit-limit"), None);
         let body = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(body, expected);
     }
