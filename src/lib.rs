@@ -8,4 +8,7 @@ pub mod storage;
 
 pub use head::RequestHead;
 pub use quota::Quota;
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use storage::redis::RedisStorage;
 pub use storage::{Storage, memory::MemoryStorage};

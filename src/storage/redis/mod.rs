@@ -1,0 +1,27 @@
+//! State in Redis, shared between processes.
+#![allow(dead_code)]
+
+use std::{fmt, sync::Arc};
+
+use self::lanes::Lanes;
+use super::Name;
+
+mod call;
+mod lanes;
+
+/// State in Redis, shared between processes.
+#[derive(Clone)]
+pub struct RedisStorage {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    lanes: Lanes,
+    prefix: Name,
+}
+
+impl fmt::Debug for RedisStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisStorage").field("prefix", &self.inner.prefix).finish_non_exhaustive()
+    }
+}
