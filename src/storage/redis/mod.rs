@@ -3,11 +3,15 @@
 
 use std::{fmt, sync::Arc};
 
-use self::lanes::Lanes;
+use self::{lanes::Lanes, script::Scripts};
 use super::Name;
 
 mod call;
+mod codec;
+mod keys;
 mod lanes;
+mod ops;
+mod script;
 
 /// State in Redis, shared between processes.
 #[derive(Clone)]
@@ -18,6 +22,7 @@ pub struct RedisStorage {
 struct Inner {
     lanes: Lanes,
     prefix: Name,
+    scripts: &'static Scripts,
 }
 
 impl fmt::Debug for RedisStorage {
