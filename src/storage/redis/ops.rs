@@ -223,3 +223,6 @@ impl RedisStorage {
 fn new_generation(wanted: bool) -> [u8; 16] {
     if wanted { HashKey::random().digest(&[]) } else { [0; 16] }
 }
+
+#[cfg(test)]
+mod tests;
