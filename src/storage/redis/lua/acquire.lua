@@ -24,6 +24,17 @@ local PEEK, TAKE, FORCE, REFUND = 0, 1, 2, 3
 local MOST = 4294967295
 local CHARGE = '>c11c1BBI4I4I4I8I8'
 
+-- Until n units are free, if they are not. A function of its own, not one within the next: every
+-- call would bind it to ten variables.
+local function sliding_wait(n, now, limit, tick, ticks, start, previous, current, elapsed, used)
+  if n > limit then return -1 end
+  if current + n <= limit then
+    local over = used - (limit - n) * ticks
+    return start + (elapsed + ceil(over / previous)) * tick - now
+  end
+  return start + (ticks + ceil(ticks * (current + n - limit) / current)) * tick - now
+end
+
 local function sliding(value, head, now, spend, units, limit, _, tick, ticks, receipt)
   local birth, start, previous, current = now, now, 0, 0
   if value and #value == 35 then
@@ -48,19 +59,9 @@ local function sliding(value, head, now, spend, units, limit, _, tick, ticks, re
   local used = previous * (ticks - elapsed) + current * ticks
   local free = used < whole and floor((whole - used) / ticks) or 0
 
-  -- Only for more units than are free.
-  local function wait(n)
-    if n > limit then return -1 end
-    if current + n <= limit then
-      local over = used - (limit - n) * ticks
-      return start + (elapsed + ceil(over / previous)) * tick - now
-    end
-    return start + (ticks + ceil(ticks * (current + n - limit) / current)) * tick - now
-  end
-
   local retry, state = 0, nil
   if spend < FORCE and units > free then
-    retry = wait(units)
+    retry = sliding_wait(units, now, limit, tick, ticks, start, previous, current, elapsed, used)
   elseif spend ~= PEEK then
     if spend < REFUND then
       current = current + units
@@ -87,17 +88,11 @@ local function sliding(value, head, now, spend, units, limit, _, tick, ticks, re
   elseif previous > 0 then
     reset = start + width - now
   end
-  local replenish = free < limit and wait(free + 1) or 0
-  return retry, free, reset, replenish, state, start + 2 * width - now, birth, start, 0, 0
-end
-
-local function answer(spend, retry, remaining, reset, replenish, state, _, birth, mark, position, returned)
-  local flags = retry == 0 and 1 or 0
-  if retry < 0 then flags, retry = 2, 0 end
-  if state and spend < REFUND then
-    return pack('>BI4I8I8I8I8I8I8I8', flags + 4, remaining, reset, replenish, retry, birth, mark, position, returned)
+  local replenish = 0
+  if free < limit then
+    replenish = sliding_wait(free + 1, now, limit, tick, ticks, start, previous, current, elapsed, used)
   end
-  return pack('>BI4I8I8I8I8I8I8I8', flags, remaining, reset, replenish, retry, 0, 0, 0, 0)
+  return retry, free, reset, replenish, state, start + 2 * width - now, birth, start, 0, 0
 end
 
 local now = clock()
@@ -108,9 +103,17 @@ if #KEYS == 1 then
   if algorithm == 's' and spend < REFUND then
     local retry, remaining, reset, replenish, state, keep, birth, mark =
       sliding(call('GET', KEYS[1]), head, now, spend, units, limit, extra, tick, ticks)
-    if state then call('SET', KEYS[1], state, 'PX', ceil(keep / 1000) + LINGER) end
-    return pack('>c8I8', ARGV[1], now)
-      .. answer(spend, retry, remaining, reset, replenish, state, keep, birth, mark, 0, 0)
+    local flags = 1
+    if state then
+      call('SET', KEYS[1], state, 'PX', string.format('%d', ceil(keep / 1000) + LINGER))
+      flags = 5
+    elseif retry < 0 then
+      flags, retry = 2, 0
+    elseif retry > 0 then
+      flags = 0
+    end
+    return pack('>c8I8BI4I8I8I8I8I8I8I8', ARGV[1], now, flags, remaining, reset, replenish, retry,
+      birth, mark, 0, 0)
   end
 end
 
@@ -449,6 +452,10 @@ for i = 1, #KEYS do
       result = step(i, true)
     end
   end
-  reply[i + 1] = answer(spends[i], spread(result, 1, 10))
+  local flags, retry = result[1] == 0 and 1 or 0, result[1]
+  if state and granted and spends[i] < REFUND then flags = 5 end
+  if retry < 0 then flags, retry = 2, 0 end
+  reply[i + 1] = pack('>BI4I8I8I8I8I8I8I8', flags, result[2], result[3], result[4], retry,
+    spread(result, 7, 10))
 end
 return table.concat(reply)

@@ -132,6 +132,14 @@ impl Rig {
         counts.filter(|(name, _)| !matches!(name.as_str(), "config|resetstat" | "info")).collect()
     }
 
+    /// Microseconds that the server spent in each script since the last `CONFIG RESETSTAT`.
+    pub(super) async fn cost_of_scripts(&mut self) -> f64 {
+        let info: String = self.run(&[b"INFO", b"commandstats"]).await;
+        let line = info.lines().find(|line| line.contains("evalsha")).unwrap();
+        let (_, cost) = line.split_once("usec_per_call=").unwrap();
+        cost.split(',').next().unwrap().parse().unwrap()
+    }
+
     /// Every key has a life, and the prefix.
     pub(super) async fn check_keys(&mut self) {
         let keys: Vec<Vec<u8>> = self.run(&[b"KEYS", b"*"]).await;
