@@ -227,6 +227,13 @@ impl Lanes {
         ticket.settle(reply).map(drop)
     }
 
+    /// Reads the shared secret as if a minute had passed.
+    #[cfg(test)]
+    pub(super) async fn reread_secret(&self) {
+        let link = self.shared.read().link.clone().unwrap();
+        self.shared.reread_secret(&link).await;
+    }
+
     /// The number of the present or last link.
     #[cfg(test)]
     pub(super) fn epoch(&self) -> u64 {
