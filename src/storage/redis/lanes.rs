@@ -38,9 +38,6 @@ use crate::storage::{ErrorKind, HashKey, Name, Result};
 
 /// Timeouts in a row, with no answer between, after which a connection is taken for dead.
 const STRIKES: u32 = 3;
-/// An unanswered call this old makes the next one ask for a `PING` first. Calls whose callers give
-/// up before the deadline never time out here, so timeouts alone would miss a dead peer.
-const SILENCE: u64 = 300;
 /// How often the shared secret's life is renewed.
 const RENEWAL: u64 = 60_000;
 
@@ -106,6 +103,8 @@ struct Link {
 /// One connection, and what is known of its health. Times are milliseconds of [`Shared::now`].
 struct Lane {
     connection: MultiplexedConnection,
+    /// The deadline of what this lane is for.
+    patience: Duration,
     answered: AtomicU64,
     /// When the first call was sent that has had no answer since; 0 if there is none.
     waiting_since: AtomicU64,
@@ -114,9 +113,10 @@ struct Lane {
 }
 
 impl Lane {
-    fn new(connection: MultiplexedConnection, now: u64) -> Self {
+    fn new(connection: MultiplexedConnection, patience: Duration, now: u64) -> Self {
         Self {
             connection,
+            patience,
             answered: now.into(),
             waiting_since: 0.into(),
             strikes: 0.into(),
@@ -124,9 +124,13 @@ impl Lane {
         }
     }
 
+    /// Whether to ask for a `PING` before the next call: after a pause, and after a silence as long
+    /// as it takes for [`STRIKES`] timeouts. Callers that give up before their deadline never see a
+    /// timeout, so timeouts alone would miss a dead peer.
     fn is_doubtful(&self, now: u64, idle: u64) -> bool {
         let since = self.waiting_since.load(Ordering::Relaxed);
-        (since != 0 && now.saturating_sub(since) > SILENCE)
+        let silence = (self.patience * STRIKES).as_millis() as u64;
+        (since != 0 && now.saturating_sub(since) > silence)
             || now.saturating_sub(self.answered.load(Ordering::Relaxed)) > idle
     }
 
@@ -152,9 +156,9 @@ impl Lane {
         self.strikes.fetch_add(1, Ordering::Relaxed) + 1 >= STRIKES
     }
 
-    async fn answers(&self, within: Duration) -> bool {
+    async fn answers(&self) -> bool {
         let mut connection = self.connection.clone();
-        connection.set_response_timeout(within);
+        connection.set_response_timeout(self.patience);
         cmd("PING").exec_async(&mut connection).await.is_ok()
     }
 }
@@ -505,7 +509,12 @@ impl Shared {
             }
         };
         let now = self.now();
-        Ok((secret, connections.into_iter().map(|c| Lane::new(c, now)).collect()))
+        let lanes = connections.into_iter().enumerate().map(|(i, connection)| {
+            let is_small = i < self.settings.small_lanes;
+            let Settings { decision, entry, .. } = self.settings;
+            Lane::new(connection, if is_small { decision } else { entry }, now)
+        });
+        Ok((secret, lanes.collect()))
     }
 
     /// The secret in use, or one for the store to take if it has none.
@@ -639,7 +648,7 @@ impl Work {
         let idle = shared.settings.idle.as_millis() as u64;
         for lane in link.lanes.iter() {
             if lane.is_doubtful(shared.now(), idle) {
-                if !lane.answers(shared.settings.decision).await {
+                if !lane.answers().await {
                     return false;
                 }
                 lane.answered(shared.now());

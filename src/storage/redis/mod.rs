@@ -26,7 +26,11 @@ pub use self::builder::RedisStorageBuilder;
 /// by a deadline; times are the server's, so application servers need not agree on the time.
 ///
 /// Redis 6.2 or later, standalone. Sentinel and Cluster are not supported yet: give the address of
-/// the master, or one that follows it.
+/// the master, or one that follows it. Each storage holds two connections, one for small commands
+/// and one for large bodies.
+///
+/// Set `maxmemory-policy noeviction` on a server that holds sessions, claims or limits: every key
+/// has an expiry, so the `volatile` policies evict them too.
 ///
 /// # Outages
 ///

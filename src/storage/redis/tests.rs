@@ -464,3 +464,44 @@ async fn a_password_that_is_refused_later_goes_through_the_breaker() {
     server.ask_all(&["AUTH hunter2", "CONFIG SET requirepass \"\""]);
     heals(&storage).await;
 }
+
+#[cfg(feature = "tracing")]
+#[tokio::test]
+async fn an_operator_is_told_when_an_outage_begins_and_ends_and_no_secret() {
+    #[derive(Clone, Default)]
+    struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+
+    let mut server = RedisServer::start_with(&["--requirepass", "hunter2"]);
+    let url = format!("redis://:hunter2@127.0.0.1:{}", server.port());
+    let storage = RedisStorage::connect(url).await.unwrap();
+    server.kill();
+    fails_until_open(&storage).await;
+    server.restart();
+    heals(&storage).await;
+
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    for event in ["no secret is configured", "outage began", "outage ended", "connection replaced"]
+    {
+        assert_eq!(log.matches(event).count(), 1, "{event}:\n{log}");
+    }
+    assert!(!log.contains("hunter2") && !log.contains("{k}"), "{log}");
+}
