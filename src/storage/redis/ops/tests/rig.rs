@@ -1,19 +1,10 @@
 //! A server of its own for each test.
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use redis::aio::MultiplexedConnection;
 
-use super::super::super::{Inner, RedisStorage, lanes::Lanes, script::Scripts};
+use super::super::super::{RedisStorage, RedisStorageBuilder, lanes::Class, tests::support::RedisServer};
 use crate::storage::{HashKey, Name};
 
 pub(super) const PREFIX: &str = "tk";
@@ -21,89 +12,42 @@ const CLOCK: &str = "tk:clock";
 /// 2026-11-21, 02:30 UTC.
 pub(super) const START: u64 = 1_795_228_200_000_000;
 
-pub(super) struct Server {
-    child: Child,
-    directory: PathBuf,
-}
-
-impl Server {
-    pub(super) fn start() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("tower-keep-lua-{}-{number}", std::process::id());
-        let directory = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&directory).unwrap();
-        let child = Command::new("redis-server")
-            .args(["--port", "0", "--save", "", "--appendonly", "no", "--dir"])
-            .arg(&directory)
-            .arg("--unixsocket")
-            .arg(directory.join("socket"))
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server is installed");
-        Self { child, directory }
-    }
-
-    pub(super) async fn connect(&self) -> MultiplexedConnection {
-        let url = format!("unix://{}", self.directory.join("socket").display());
-        let client = redis::Client::open(url).unwrap();
-        let started = Instant::now();
-        loop {
-            match client.get_multiplexed_async_connection().await {
-                Ok(connection) => return connection,
-                Err(error) => assert!(started.elapsed() < Duration::from_secs(10), "{error}"),
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.directory);
-    }
-}
-
 /// A storage and the connection under it.
 pub(super) struct Rig {
     pub(super) storage: RedisStorage,
     pub(super) redis: MultiplexedConnection,
     pub(super) hash_key: HashKey,
     pub(super) prefix: Name,
-    _server: Server,
+    _server: RedisServer,
 }
 
 impl Rig {
     pub(super) async fn on_server_time() -> Self {
-        Self::new(Scripts::on_server_time()).await
+        Self::new(|builder| builder).await
     }
 
     pub(super) async fn on_virtual_time() -> Self {
-        let mut rig = Self::new(Scripts::on_virtual_time(CLOCK)).await;
+        let mut rig = Self::new(|builder| builder.virtual_clock_key(CLOCK)).await;
         rig.set_clock(START).await;
         rig
     }
 
-    async fn new(scripts: &'static Scripts) -> Self {
-        let server = Server::start();
-        let redis = server.connect().await;
-        let hash_key = HashKey::derive(b"rig");
-        let prefix = Name::new(PREFIX);
-        let lanes = Lanes {
-            connection: redis.clone(),
-            hash_key: hash_key.clone(),
-            epoch: AtomicU64::new(1),
-        };
-        let inner = Inner { lanes, prefix: prefix.clone(), scripts };
-        Self {
-            storage: RedisStorage { inner: Arc::new(inner) },
-            redis,
-            hash_key,
-            prefix,
-            _server: server,
-        }
+    async fn new(set_up: impl Fn(RedisStorageBuilder) -> RedisStorageBuilder) -> Self {
+        let server = RedisServer::start_unix();
+        let client = redis::Client::open(server.url()).unwrap();
+        let redis = client.get_multiplexed_async_connection().await.unwrap();
+        // Nothing here is about deadlines, and the machine may be busy.
+        let builder = RedisStorage::builder()
+            .url(server.url())
+            .prefix(PREFIX)
+            .secret("a secret for the rig")
+            .decision_deadline(Duration::from_secs(10))
+            .entry_deadline(Duration::from_secs(10));
+        let storage = set_up(builder).build().await.unwrap();
+        let ticket = storage.inner.lanes.enter(Class::Entry).await.unwrap();
+        let hash_key = ticket.hash_key().clone();
+        drop(ticket);
+        Self { storage, redis, hash_key, prefix: Name::new(PREFIX), _server: server }
     }
 
     pub(super) async fn set_clock(&mut self, now: u64) {
