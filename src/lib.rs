@@ -13,8 +13,14 @@ pub mod quota;
 pub mod rate_limit;
 pub mod storage;
 
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use bb8_redis;
 pub use head::RequestHead;
 pub use quota::Quota;
 #[cfg(feature = "rate-limit")]
 pub use rate_limit::{Limiter, RateLimitLayer};
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use storage::redis::{RedisStorage, RedisStorageBuilder};
 pub use storage::{Storage, memory::MemoryStorage};

@@ -90,6 +90,8 @@ mod error;
 mod key;
 pub(crate) mod memory;
 mod record;
+#[cfg(feature = "redis")]
+pub(crate) mod redis;
 mod types;
 
 pub use self::{
