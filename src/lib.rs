@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// Values that only an event reports.
+#![cfg_attr(not(feature = "tracing"), allow(unused_variables))]
 
 #[macro_use]
 mod macros;

@@ -83,6 +83,7 @@
 
 use std::{fmt, future::Future, time::Duration};
 
+#[cfg_attr(not(feature = "rate-limit"), allow(dead_code))]
 pub(crate) mod denials;
 pub mod emulate;
 mod erased;

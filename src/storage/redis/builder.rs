@@ -209,7 +209,8 @@ impl RedisStorageBuilder {
         };
         #[cfg(not(any(test, feature = "conformance")))]
         let scripts = Scripts::on_server_time();
-        let inner = Inner { lanes: Lanes::new(pool, settings), prefix, scripts };
+        let inner =
+            Inner { lanes: Lanes::new(pool, settings), prefix, scripts, denials: Arc::default() };
         Ok(RedisStorage { inner: Arc::new(inner) })
     }
 }

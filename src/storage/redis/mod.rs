@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use bb8_redis::{RedisConnectionManager, bb8};
 
 use self::{lanes::Lanes, script::Scripts};
-use super::{Name, Result};
+use super::{Name, Result, denials::Denials};
 
 mod breaker;
 mod builder;
@@ -70,6 +70,7 @@ struct Inner {
     lanes: Lanes,
     prefix: Name,
     scripts: &'static Scripts,
+    denials: Arc<Denials>,
 }
 
 impl RedisStorage {

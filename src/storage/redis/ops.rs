@@ -1,6 +1,6 @@
 //! What each operation sends, and what it makes of the reply.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use redis::Value;
 
@@ -207,7 +207,9 @@ impl Storage for RedisStorage {
     }
 
     fn erase(self) -> AnyStorage {
-        AnyStorage::new(self)
+        // Handles made apart of one storage learn of each other's refunds and resets.
+        let denials = Arc::clone(&self.inner.denials);
+        AnyStorage::with_denials(self, denials)
     }
 }
 
