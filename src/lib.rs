@@ -3,9 +3,11 @@
 
 mod clock;
 mod head;
+pub mod lease;
 pub mod quota;
 pub mod storage;
 
 pub use head::RequestHead;
+pub use lease::Lease;
 pub use quota::Quota;
 pub use storage::{Storage, memory::MemoryStorage};
