@@ -42,6 +42,8 @@ enum Fault {
     Refused,
     /// It is applied, and nobody is told.
     ReplyLost,
+    /// It is applied at once, and much later an error comes.
+    TimedOut(Duration),
     /// It is applied, and the answer never comes.
     NoAnswer,
     /// It is applied at once, and the answer takes its time.
@@ -115,6 +117,10 @@ impl Faulty {
         let reply = apply.await;
         match fault {
             Some(Fault::ReplyLost) => return lost(),
+            Some(Fault::TimedOut(after)) => {
+                sleep(after).await;
+                return lost();
+            }
             Some(Fault::NoAnswer) => std::future::pending().await,
             Some(Fault::SlowReply(delay)) => sleep(delay).await,
             _ => {}
@@ -293,6 +299,13 @@ async fn time_counts_from_before_the_request_was_sent() {
     assert_eq!(lease.extend().await.unwrap(), Extension::Extended);
     assert!(lease.remaining() <= Duration::from_secs(7), "{:?}", lease.remaining());
     assert!(lease.remaining() > Duration::from_secs(6), "{:?}", lease.remaining());
+    lease.release().await.unwrap();
+
+    // Read back, the entry tells itself how much is left.
+    storage.plan(Op::Put, Fault::TimedOut(Duration::from_secs(4)));
+    let lease = take(&leases(&storage)).await;
+    assert!(lease.remaining() <= Duration::from_secs(6), "{:?}", lease.remaining());
+    assert!(lease.remaining() > Duration::from_secs(5), "{:?}", lease.remaining());
 }
 
 #[tokio::test(start_paused = true)]
@@ -332,15 +345,35 @@ async fn an_owner_that_was_robbed_learns_of_it_and_does_no_harm() {
 async fn an_answer_after_the_time_has_run_out_does_not_bring_a_lease_back() {
     let storage = Faulty::new();
     let leases = leases(&storage);
+    let start = Instant::now();
     let lease = take(&leases).await;
     sleep(Duration::from_secs(9)).await;
     storage.plan(Op::Put, Fault::SlowReply(Duration::from_secs(5)));
     assert_eq!(lease.extend().await.unwrap(), Extension::Lost);
+    assert!(start.elapsed() < TTL);
     assert!(lease.lost().now_or_never().is_some());
+    // From then on the storage is not even asked.
+    let calls = storage.calls();
+    assert_eq!(lease.extend().await.unwrap(), Extension::Lost);
+    assert_eq!(storage.calls(), calls);
     // The storage has extended it; giving it back is the lost owner's last duty.
     drop(lease);
     settle().await;
     take(&leases).await.release().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_was_stopped_finds_its_lease_lost_though_the_answer_has_come() {
+    let storage = Faulty::new();
+    let lease = take(&leases(&storage)).await;
+    sleep(Duration::from_secs(9)).await;
+    storage.plan(Op::Put, Fault::SlowReply(Duration::from_secs(1)));
+    let mut extending = pin!(lease.extend());
+    assert!(extending.as_mut().now_or_never().is_none());
+    // Neither the answer nor the deadline is seen before both have passed.
+    advance(Duration::from_secs(5)).await;
+    assert_eq!(extending.await.unwrap(), Extension::Lost);
+    assert!(lease.is_lost());
 }
 
 #[tokio::test(start_paused = true)]
@@ -402,12 +435,13 @@ async fn a_heartbeat_keeps_a_lease_over_many_lives_and_stops_with_it() {
     assert_eq!(lease.fence(), fence);
     let calls = storage.calls();
     assert!((149..=151).contains(&calls), "{calls} calls");
-    drop(lease);
+    drop((lease, leases));
     settle().await;
+    assert_eq!(Arc::strong_count(&storage.calls), 1, "the heartbeat's task is still there");
+    assert!(is_free(&storage.memory).await);
     let calls = storage.calls();
     sleep(TTL * 5).await;
     assert_eq!(storage.calls(), calls);
-    assert!(is_free(&storage.memory).await);
 }
 
 #[tokio::test(start_paused = true)]
@@ -718,6 +752,21 @@ async fn a_ttl_may_be_very_long_but_not_shorter_than_ten_milliseconds() {
     brief.release().await.unwrap();
     let long = take(&leases.with_ttl(Duration::MAX)).await;
     assert!(timeout(TTL, long.lost()).await.is_err());
+}
+
+#[test]
+fn everything_can_be_moved_to_and_shared_with_other_threads() {
+    fn check<T: Send + Sync + 'static>() {}
+    fn check_value<T: Send>(_: &T) {}
+    check::<Leases>();
+    check::<Lease>();
+    check::<Attempt>();
+    let _never_run = async |leases: Leases| {
+        check_value(&leases.acquire("job", TTL));
+        let lease = take(&leases).await;
+        check_value(&lease.extend());
+        check_value(&lease.release());
+    };
 }
 
 #[tokio::test(start_paused = true)]

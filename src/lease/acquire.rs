@@ -139,7 +139,8 @@ impl Leases {
         }
     }
 
-    /// Asks for a lease until it is acquired or `wait` is over, which bounds the whole call.
+    /// Asks for a lease until it is acquired or `wait` is over, which bounds the whole call;
+    /// [`Duration::MAX`] is no bound.
     ///
     /// Asks again after pauses that grow from 10 to 500 milliseconds, with jitter, but no later
     /// than when the holder's time runs out. Who waits longest has no precedence. While it may
