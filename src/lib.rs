@@ -8,6 +8,7 @@ mod macros;
 
 mod clock;
 mod head;
+pub mod lease;
 #[cfg(feature = "rate-limit")]
 mod problem;
 pub mod quota;
@@ -19,6 +20,7 @@ pub mod storage;
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use bb8_redis;
 pub use head::RequestHead;
+pub use lease::Lease;
 pub use quota::Quota;
 #[cfg(feature = "rate-limit")]
 pub use rate_limit::{Limiter, RateLimitLayer};

@@ -239,7 +239,8 @@ impl Lookup {
 pub enum PutOutcome {
     /// Stored, under this version.
     Stored(Version),
-    /// Not stored, because the condition did not hold; what is there instead.
+    /// Not stored, because the condition did not hold; what is there instead. An `Absent` put
+    /// without a fence always finds something.
     Conflict(Option<Entry>),
 }
 
