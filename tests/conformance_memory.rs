@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use tower_keep::{
-    MemoryStorage,
+    MemoryStorage, Storage,
     conformance::{self, Harness},
-    storage::Name,
+    storage::{AnyStorage, Name},
 };
 
 struct Paused;
@@ -61,6 +61,33 @@ impl Harness for RealTime {
     }
 }
 
+/// What every layer holds: the same storage behind a handle of hidden type.
+struct Erased;
+
+impl Harness for Erased {
+    type Storage = AnyStorage;
+
+    async fn storage(&self) -> AnyStorage {
+        MemoryStorage::new().erase()
+    }
+
+    async fn advance(&self, by: Duration) {
+        tokio::time::advance(by).await;
+    }
+
+    fn tick(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    fn tolerance(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    async fn lose_tags(&self, _: &AnyStorage, _: &Name) -> bool {
+        false
+    }
+}
+
 mod on_a_paused_clock {
     tower_keep::conformance_tests!(super::Paused, start_paused = true);
 }
@@ -80,6 +107,13 @@ async fn races_hold_between_threads() {
 #[ignore = "sleeps for half a minute, and a busy machine upsets it"]
 async fn the_suite_holds_on_a_real_clock() {
     let report = conformance::run_all(&RealTime).await;
+    assert!(report.is_success(), "{report}");
+    conformance::agrees_with_the_model(&RealTime, 2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_suite_holds_through_an_erased_handle() {
+    let report = conformance::run_all(&Erased).await;
     assert!(report.is_success(), "{report}");
 }
 

@@ -1,6 +1,7 @@
 //! The conformance suite on a third party's backend.
 #![cfg(feature = "conformance")]
 
+#[allow(dead_code, reason = "here nothing is sabotaged")]
 mod naive;
 
 use naive::NaiveHarness;

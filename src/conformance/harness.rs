@@ -7,6 +7,10 @@ use crate::{Storage, storage::Name};
 /// How the suite makes storages of one backend and lets their time pass.
 ///
 /// The [module documentation](super) shows one.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a harness",
+    note = "say how to make a fresh storage and how to pass its time: see `tower_keep::conformance`"
+)]
 pub trait Harness: Sync {
     /// The backend.
     type Storage: Storage;

@@ -84,6 +84,7 @@ macro_rules! __conformance_clauses {
             a_reset_forgets_all_usage
             a_change_of_the_limit_keeps_usage
             the_fields_of_a_verdict_agree
+            a_calendar_quota_ends_with_the_calendar
             verdicts_come_in_the_order_of_the_charges
             two_charges_with_one_key_are_refused
             counters_are_separate

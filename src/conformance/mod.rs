@@ -91,6 +91,7 @@ mod quota;
 mod refund;
 mod report;
 mod save;
+mod spend;
 mod stage;
 mod tags;
 mod waits;
@@ -107,6 +108,7 @@ pub use self::{
     refund::*,
     report::{Outcome, Report},
     save::*,
+    spend::*,
     tags::*,
     waits::*,
 };

@@ -6,9 +6,13 @@ use proptest::{
 };
 
 mod history;
+mod ops;
 mod reference;
 
-use self::history::{History, Op, ops};
+use self::{
+    history::History,
+    ops::{Op, ops},
+};
 use super::{Harness, report::caught};
 
 /// How many shorter histories are tried once one has failed.

@@ -21,7 +21,7 @@ use tower_keep::{
 
 /// One way to break the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sabotage {
+pub(crate) enum Sabotage {
     /// An `Absent` put looks, lets others run, and writes.
     AbsentPutIsNotAtomic,
     /// A touch finds an expired entry and prolongs it.
@@ -43,7 +43,7 @@ pub enum Sabotage {
 }
 
 /// Makes naive storages, all with the same sabotage, on the paused clock of tokio.
-pub struct NaiveHarness(pub Option<Sabotage>);
+pub(crate) struct NaiveHarness(pub(crate) Option<Sabotage>);
 
 impl Harness for NaiveHarness {
     type Storage = Naive;
@@ -71,7 +71,7 @@ impl Harness for NaiveHarness {
 }
 
 #[derive(Debug)]
-pub struct Naive {
+pub(crate) struct Naive {
     sabotage: Option<Sabotage>,
     hash_key: HashKey,
     started: Instant,
