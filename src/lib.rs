@@ -7,6 +7,9 @@
 mod macros;
 
 mod clock;
+#[cfg(feature = "conformance")]
+#[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
+pub mod conformance;
 mod head;
 pub mod lease;
 #[cfg(feature = "rate-limit")]
