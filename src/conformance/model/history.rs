@@ -104,8 +104,8 @@ impl<'h, H: Harness> History<'h, H> {
         touch: Option<(u32, u32)>,
         fence: bool,
     ) -> Result<(), String> {
-        let touch = touch
-            .map(|(ttl, slack)| Touch { ttl: self.life(ttl), slack: self.harness.tick() * slack });
+        let touch =
+            touch.map(|(ttl, slack)| Touch { ttl: self.life(ttl), slack: self.life(slack) });
         let get = Get { touch, fence };
         let expected = self.model.get(&key_of(n), get);
         let lookup = self.storage.get(&key_of(n), get).await;
