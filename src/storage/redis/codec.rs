@@ -126,14 +126,8 @@ fn verdict(reply: &mut Reader<'_>, charge: &Charge<'_>) -> Result<Verdict> {
     let flags = reply.u8()?;
     let remaining = reply.u32()?;
     let [reset, replenish, retry, birth, mark, position, returned] = reply.u64s()?;
-    let receipt = |units| Receipt {
-        birth,
-        mark,
-        position,
-        returned,
-        limit: charge.quota.limit(),
-        units,
-    };
+    let receipt =
+        |units| Receipt { birth, mark, position, returned, limit: charge.quota.limit(), units };
     let (receipt, retry_after) = match (flags, charge.spend) {
         (0, _) => (None, Some(Duration::from_micros(retry))),
         (ALLOWED, _) => (None, Some(Duration::ZERO)),

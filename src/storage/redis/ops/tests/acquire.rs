@@ -138,8 +138,12 @@ fn plan() -> impl Strategy<Value = Vec<Op>> {
                 (Just(detail), quota, spend(), prop::bool::weighted(0.8))
             }
         });
-        let planned = charge
-            .prop_map(|(detail, quota, spend, enforce)| Planned { detail, quota, spend, enforce });
+        let planned = charge.prop_map(|(detail, quota, spend, enforce)| Planned {
+            detail,
+            quota,
+            spend,
+            enforce,
+        });
         let acquire = prop::collection::vec(planned, 1..=4).prop_map(|mut charges| {
             let mut seen = [false; 8];
             charges.retain(|charge| !std::mem::replace(&mut seen[charge.detail], true));
@@ -306,7 +310,7 @@ fn bytes_that_are_no_state_count_as_a_counter_that_was_never_used() {
         let _: u64 = rig.run(&[b"LPUSH", &name, b"x"]).await;
         let charge = Charge::new(&alice, quotas[0], Spend::Take(3));
         let error = rig.storage.acquire(&[charge]).await.unwrap_err();
-        assert!(error.to_string().contains("WRONGTYPE"), "{error}");
+        assert!(error.to_string().contains("another type"), "{error}");
     });
 }
 
@@ -345,7 +349,8 @@ fn a_reply_that_is_not_the_answer_is_corrupt() {
     let charges = [Charge::new(&a, Quota::sliding_window(2, MINUTE), Spend::Take(1))];
     let check = *b"12345678";
     let good = [&check[..], &[0; 8], &[5], &[0; 60]].concat();
-    let read = |bytes: &[u8]| codec::verdicts(redis::Value::BulkString(bytes.into()), check, &charges);
+    let read =
+        |bytes: &[u8]| codec::verdicts(redis::Value::BulkString(bytes.into()), check, &charges);
     assert!(read(&good).unwrap()[0].receipt.is_some());
     let mut wrong = vec![good[..good.len() - 1].to_vec(), [&good[..], b"x"].concat()];
     for (at, byte) in [(0, b'9'), (16, 3), (16, 4), (16, 7), (16, 255)] {

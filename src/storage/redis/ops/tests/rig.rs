@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use redis::aio::MultiplexedConnection;
 
-use super::super::super::{RedisStorage, RedisStorageBuilder, lanes::Class, tests::support::RedisServer};
+use super::super::super::{
+    RedisStorage, RedisStorageBuilder, lanes::Class, tests::support::RedisServer,
+};
 use crate::storage::{HashKey, Name};
 
 pub(super) const PREFIX: &str = "tk";
