@@ -13,6 +13,7 @@ mod builder;
 mod call;
 mod error;
 mod events;
+mod health;
 mod lanes;
 mod secret;
 #[cfg(test)]
