@@ -13,7 +13,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -32,12 +32,11 @@ use super::{
     call::Call,
     error::{self, Cause, Fault},
     events,
+    health::Health,
     secret::{self, Secret},
 };
 use crate::storage::{ErrorKind, HashKey, Name, Result};
 
-/// Timeouts in a row, with no answer between, after which a connection is taken for dead.
-const STRIKES: u32 = 3;
 /// How often the shared secret's life is renewed.
 const RENEWAL: u64 = 60_000;
 
@@ -100,65 +99,15 @@ struct Link {
     lanes: Arc<[Lane]>,
 }
 
-/// One connection, and what is known of its health. Times are milliseconds of [`Shared::now`].
 struct Lane {
     connection: MultiplexedConnection,
-    /// The deadline of what this lane is for.
-    patience: Duration,
-    answered: AtomicU64,
-    /// When the first call was sent that has had no answer since; 0 if there is none.
-    waiting_since: AtomicU64,
-    strikes: AtomicU32,
-    struck: AtomicU64,
+    health: Health,
 }
 
 impl Lane {
-    fn new(connection: MultiplexedConnection, patience: Duration, now: u64) -> Self {
-        Self {
-            connection,
-            patience,
-            answered: now.into(),
-            waiting_since: 0.into(),
-            strikes: 0.into(),
-            struck: 0.into(),
-        }
-    }
-
-    /// Whether to ask for a `PING` before the next call: after a pause, and after a silence as long
-    /// as it takes for [`STRIKES`] timeouts. Callers that give up before their deadline never see a
-    /// timeout, so timeouts alone would miss a dead peer.
-    fn is_doubtful(&self, now: u64, idle: u64) -> bool {
-        let since = self.waiting_since.load(Ordering::Relaxed);
-        let silence = (self.patience * STRIKES).as_millis() as u64;
-        (since != 0 && now.saturating_sub(since) > silence)
-            || now.saturating_sub(self.answered.load(Ordering::Relaxed)) > idle
-    }
-
-    fn sent(&self, now: u64) {
-        if self.waiting_since.load(Ordering::Relaxed) == 0 {
-            self.waiting_since.store(now, Ordering::Relaxed);
-        }
-    }
-
-    fn answered(&self, now: u64) {
-        self.answered.store(now, Ordering::Relaxed);
-        self.waiting_since.store(0, Ordering::Relaxed);
-        self.strikes.store(0, Ordering::Relaxed);
-    }
-
-    /// A call that began at `start` had no answer. Returns whether that was the last strike.
-    fn timed_out(&self, start: u64, now: u64) -> bool {
-        // The calls of one wave were under way together and count once.
-        if start < self.struck.load(Ordering::Relaxed) {
-            return false;
-        }
-        self.struck.store(now, Ordering::Relaxed);
-        self.strikes.fetch_add(1, Ordering::Relaxed) + 1 >= STRIKES
-    }
-
     async fn answers(&self) -> bool {
         let mut connection = self.connection.clone();
-        connection.set_response_timeout(self.patience);
+        connection.set_response_timeout(self.health.patience());
         cmd("PING").exec_async(&mut connection).await.is_ok()
     }
 }
@@ -187,8 +136,9 @@ impl Lanes {
     pub(super) async fn warm_up(&self) -> Result<()> {
         let shared = &self.shared;
         // The attempt is bounded by the connect timeout itself; this only orders the two.
-        let deadline = Instant::now() + shared.settings.connect * 2;
-        match shared.link(deadline, shared.settings.connect, Class::Entry).await {
+        let now = Instant::now();
+        let deadline = now + shared.settings.connect * 2;
+        match shared.link(now, deadline, shared.settings.connect, Class::Entry).await {
             Ok(_) => Ok(()),
             Err(cause) if cause.kind() == ErrorKind::Configuration => Err(cause.into()),
             Err(cause) => {
@@ -214,7 +164,7 @@ impl Lanes {
         };
         let permit = Permit::admitted(&self.shared, now)?;
         let deadline = now + budget;
-        match self.shared.link(deadline, budget, class).await {
+        match self.shared.link(now, deadline, budget, class).await {
             Ok(link) => Ok(Ticket { permit, link, class, deadline, budget }),
             Err(cause) => {
                 permit.failed(&cause);
@@ -326,7 +276,12 @@ impl Ticket {
         let mut reply = self.evaluate(lane, call).await;
         if call.repeatable && reply.as_ref().is_err_and(|error| error.is_connection_dropped()) {
             self.permit.shared.drop_link(&self.link, "it was found closed");
-            match self.permit.shared.link(self.deadline, self.budget, self.class).await {
+            match self
+                .permit
+                .shared
+                .link(Instant::now(), self.deadline, self.budget, self.class)
+                .await
+            {
                 Ok(link) => self.link = link,
                 Err(cause) => {
                     self.permit.failed(&cause);
@@ -359,24 +314,25 @@ impl Ticket {
     async fn exchange(&self, lane: usize, command: &Cmd) -> RedisResult<Value> {
         let shared = &self.permit.shared;
         let lane = &self.link.lanes[lane];
-        let left = self.deadline.saturating_duration_since(Instant::now());
+        let now = Instant::now();
+        let left = self.deadline.saturating_duration_since(now);
         if left.is_zero() {
             return Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
         }
-        let start = shared.now();
-        lane.sent(start);
+        let start = shared.millis(now);
+        lane.health.sent(start);
         let mut connection = lane.connection.clone();
         // Also bounds the wait for a place in the connection's queue.
         connection.set_response_timeout(left);
         let reply = command.query_async(&mut connection).await;
         match &reply {
             Err(error) if error.is_timeout() => {
-                if lane.timed_out(start, shared.now()) {
+                if lane.health.timed_out(start, shared.now()) {
                     shared.drop_link(&self.link, "three calls in a row had no answer");
                 }
             }
             Err(error) if error::fault(error) == Fault::Connection => {}
-            _ => lane.answered(shared.now()),
+            _ => lane.health.answered(shared.now()),
         }
         reply
     }
@@ -405,7 +361,11 @@ impl Ticket {
 impl Shared {
     /// Milliseconds since the lanes were made, from 1 on.
     fn now(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64 + 1
+        self.millis(Instant::now())
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
+        (at - self.started).as_millis() as u64 + 1
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -419,29 +379,31 @@ impl Shared {
     /// A link that is believed to work.
     async fn link(
         self: &Arc<Self>,
+        now: Instant,
         deadline: Instant,
         budget: Duration,
         class: Class,
     ) -> Result<Arc<Link>, Cause> {
+        let now = self.millis(now);
         // A statement of its own: the lock must not be held while waiting below.
-        let ready = self.ready(&self.read(), class);
+        let ready = self.ready(&self.read(), class, now);
         let link = match ready {
             Some(link) => link,
             None => self.make(deadline, budget, class).await?,
         };
-        self.renew_secret(&link);
+        self.renew_secret(&link, now);
         Ok(link)
     }
 
-    fn ready(&self, state: &State, class: Class) -> Option<Arc<Link>> {
+    fn ready(&self, state: &State, class: Class, now: u64) -> Option<Arc<Link>> {
         let link = state.link.as_ref()?;
         // Decisions never take the large lane, the last one, and need not wait for its `PING`.
         let concerned = match class {
             Class::Decision => &link.lanes[..link.lanes.len() - 1],
             Class::Entry => &link.lanes[..],
         };
-        let (now, idle) = (self.now(), self.settings.idle.as_millis() as u64);
-        let doubtful = concerned.iter().any(|lane| lane.is_doubtful(now, idle));
+        let idle = self.settings.idle;
+        let doubtful = concerned.iter().any(|lane| lane.health.is_doubtful(now, idle));
         (!doubtful).then(|| link.clone())
     }
 
@@ -454,7 +416,7 @@ impl Shared {
     ) -> Result<Arc<Link>, Cause> {
         let mut made = {
             let mut state = self.write();
-            if let Some(link) = self.ready(&state, class) {
+            if let Some(link) = self.ready(&state, class, self.now()) {
                 return Ok(link);
             }
             match &state.work {
@@ -512,7 +474,7 @@ impl Shared {
         let lanes = connections.into_iter().enumerate().map(|(i, connection)| {
             let is_small = i < self.settings.small_lanes;
             let Settings { decision, entry, .. } = self.settings;
-            Lane::new(connection, if is_small { decision } else { entry }, now)
+            Lane { connection, health: Health::new(if is_small { decision } else { entry }, now) }
         });
         Ok((secret, lanes.collect()))
     }
@@ -547,11 +509,11 @@ impl Shared {
 
     /// Once a minute of use, in the background: a store that forgot the secret gets it back, and a
     /// secret that others have agreed on meanwhile is taken over.
-    fn renew_secret(self: &Arc<Self>, link: &Arc<Link>) {
+    fn renew_secret(self: &Arc<Self>, link: &Arc<Link>, now: u64) {
         if self.settings.secret.is_some() {
             return;
         }
-        let (now, read) = (self.now(), link.secret_read.load(Ordering::Relaxed));
+        let read = link.secret_read.load(Ordering::Relaxed);
         let due = now.saturating_sub(read) > RENEWAL;
         if !due
             || link
@@ -645,13 +607,12 @@ impl Work {
 
     async fn is_alive(&self, link: &Link) -> bool {
         let shared = &self.shared;
-        let idle = shared.settings.idle.as_millis() as u64;
         for lane in link.lanes.iter() {
-            if lane.is_doubtful(shared.now(), idle) {
+            if lane.health.is_doubtful(shared.now(), shared.settings.idle) {
                 if !lane.answers().await {
                     return false;
                 }
-                lane.answered(shared.now());
+                lane.health.answered(shared.now());
             }
         }
         true

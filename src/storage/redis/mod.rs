@@ -13,6 +13,7 @@ mod call;
 mod codec;
 mod error;
 mod events;
+mod health;
 mod keys;
 mod lanes;
 mod ops;

@@ -262,6 +262,27 @@ async fn run(rig: &mut Rig, plan: &[Op], decided: &mut u32) -> Result<(), (usize
 }
 
 #[test]
+fn months_end_when_they_do_in_the_calendar() {
+    const DAY: u64 = 86_400_000_000;
+    block_on(async {
+        let mut rig = Rig::on_virtual_time().await;
+        let (alice, quota) = (key(0), Quota::calendar_month(5));
+        // To the end of 2104, over a leap year that is none.
+        for day in (0..49_308_u64).step_by(13).chain(47_475..47_600) {
+            let now = day * DAY + day;
+            rig.set_clock(now).await;
+            let charge = Charge::new(&alice, quota, Spend::Take(9));
+            let actual = rig.storage.acquire(&[charge.without_enforcement()]).await.unwrap();
+            assert_eq!(actual, [quota.step(None, now, charge.spend).verdict], "day {day}");
+            let charge = Charge::new(&alice, quota, Spend::Force(1));
+            let actual = rig.storage.acquire(&[charge]).await.unwrap()[0].reset_after;
+            assert_eq!(actual, quota.step(None, now, charge.spend).verdict.reset_after);
+            rig.storage.acquire(&[Charge::new(&alice, quota, Spend::Reset)]).await.unwrap();
+        }
+    });
+}
+
+#[test]
 fn bytes_that_are_no_state_count_as_a_counter_that_was_never_used() {
     block_on(async {
         let mut rig = Rig::on_virtual_time().await;
