@@ -13,6 +13,7 @@ use crate::{
     storage::{Charge, ErrorKind, Identity, Key, Name, Receipt, Spend, Storage, Verdict},
 };
 
+const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn key(detail: usize) -> Key {
@@ -259,6 +260,68 @@ async fn run(rig: &mut Rig, plan: &[Op], decided: &mut u32) -> Result<(), (usize
         }
     }
     Ok(())
+}
+
+/// The quotas of every algorithm, so that their windows pass quickly.
+fn each_algorithm() -> [Quota; 5] {
+    [
+        Quota::sliding_window(40, SECOND),
+        Quota::fixed_window(40, SECOND),
+        Quota::token_bucket(40, SECOND, 40),
+        Quota::strict_window(40, SECOND),
+        Quota::sliding_log(40, SECOND),
+    ]
+}
+
+#[test]
+fn receipts_of_any_age_return_what_the_pure_functions_say() {
+    block_on(async {
+        let mut rig = Rig::on_virtual_time().await;
+        let alice = key(0);
+        for quota in each_algorithm() {
+            let mut model = Model { now: START, ..Model::default() };
+            let mut receipts = Vec::new();
+            for turn in 0..60_usize {
+                model.now += 87_654;
+                rig.set_clock(model.now).await;
+                let mut spends = vec![Spend::Take(3)];
+                if turn % 3 == 0 {
+                    let aged = |receipt: &Receipt| Spend::Refund { units: 1, receipt: *receipt };
+                    spends.extend(receipts.iter().rev().skip(turn % 7).step_by(6).map(aged));
+                }
+                for spend in spends {
+                    let charge = [Charge::new(&alice, quota, spend)];
+                    let expected = model.acquire(&charge);
+                    assert_eq!(rig.storage.acquire(&charge).await.unwrap(), expected, "{quota}");
+                    receipts.extend(expected[0].receipt);
+                }
+            }
+            let () = rig.run(&[b"FLUSHALL"]).await;
+            rig.set_clock(model.now).await;
+        }
+    });
+}
+
+#[test]
+fn forced_units_without_end_share_the_last_entry_of_the_log() {
+    block_on(async {
+        let mut rig = Rig::on_virtual_time().await;
+        let alice = key(0);
+        let mut model = Model { now: START, ..Model::default() };
+        for n in 0..1_005 {
+            model.now += 7;
+            rig.set_clock(model.now).await;
+            let charge = [Charge::new(&alice, Quota::sliding_log(1_000, MINUTE), Spend::Force(1))];
+            let expected = model.acquire(&charge);
+            assert_eq!(rig.storage.acquire(&charge).await.unwrap(), expected, "call {n}");
+        }
+        // The thousandth would be over by now, had it not been joined by younger ones.
+        model.now = START + 7 * 1_000 + MINUTE.as_micros() as u64;
+        rig.set_clock(model.now).await;
+        let peek = [Charge::new(&alice, Quota::sliding_log(1_000, MINUTE), Spend::Peek)];
+        let actual = rig.storage.acquire(&peek).await.unwrap();
+        assert_eq!((actual[0].remaining, &actual), (994, &model.acquire(&peek)));
+    });
 }
 
 #[test]
