@@ -15,6 +15,7 @@ mod error;
 mod events;
 mod health;
 mod lanes;
+mod link;
 mod secret;
 #[cfg(test)]
 mod tests;

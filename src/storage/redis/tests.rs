@@ -103,7 +103,7 @@ async fn a_server_that_is_killed_in_use_and_restarted_is_found_again() {
     let mut server = RedisServer::start();
     let storage = builder(&server.url()).build().await.unwrap();
     assert_eq!(run(&storage, &count()).await.unwrap(), Value::Int(1));
-    let epoch = storage.inner.lanes.epoch();
+    let epoch = storage.inner.lanes.links().epoch();
     server.kill();
     let (longest, first) = fails_until_open(&storage).await;
     assert!(longest < 100 * MS + SLACK, "{longest:?}");
@@ -111,7 +111,7 @@ async fn a_server_that_is_killed_in_use_and_restarted_is_found_again() {
     server.restart();
     heals(&storage).await;
     assert_eq!(run(&storage, &count()).await.unwrap(), Value::Int(1));
-    assert!(storage.inner.lanes.epoch() > epoch);
+    assert!(storage.inner.lanes.links().epoch() > epoch);
 }
 
 #[tokio::test]
@@ -266,7 +266,7 @@ async fn a_master_that_became_a_replica_and_comes_back_is_found_again() {
     let server = RedisServer::start();
     let storage = builder(&server.url()).build().await.unwrap();
     run(&storage, &count()).await.unwrap();
-    let epoch = storage.inner.lanes.epoch();
+    let epoch = storage.inner.lanes.links().epoch();
     server.ask("REPLICAOF 127.0.0.1 1");
     let (first, _) = until(LONG, || async { run(&storage, &count()).await.err() }).await;
     assert_eq!(first.kind(), ErrorKind::Unavailable);
@@ -274,7 +274,7 @@ async fn a_master_that_became_a_replica_and_comes_back_is_found_again() {
     server.ask("REPLICAOF NO ONE");
     heals(&storage).await;
     run(&storage, &count()).await.unwrap();
-    assert!(storage.inner.lanes.epoch() > epoch);
+    assert!(storage.inner.lanes.links().epoch() > epoch);
 }
 
 #[tokio::test]
@@ -292,7 +292,7 @@ async fn an_answer_that_is_an_error_opens_no_breaker_and_keeps_the_connection() 
     }
     server.ask("CONFIG SET maxmemory 0");
     run(&storage, &count()).await.unwrap();
-    assert_eq!(storage.inner.lanes.epoch(), 1);
+    assert_eq!(storage.inner.lanes.links().epoch(), 1);
 }
 
 #[tokio::test]
@@ -376,7 +376,7 @@ async fn ten_thousand_cancelled_calls_leave_no_cross_talk() {
         cancelled += 1;
     }
     assert_eq!(run(&storage, &echo("last")).await.unwrap(), Value::BulkString(b"last".to_vec()));
-    assert_eq!(storage.inner.lanes.epoch(), 1);
+    assert_eq!(storage.inner.lanes.links().epoch(), 1);
 }
 
 #[tokio::test]
@@ -456,13 +456,13 @@ async fn a_secret_that_changes_under_a_connection_is_adopted_with_a_new_epoch() 
     let storage = RedisStorage::connect(server.url()).await.unwrap();
     let before = storage.inner.lanes.enter(Class::Decision).await.unwrap();
     server.ask("SET tk:secret 0123456789abcdef0123456789abcdef");
-    storage.inner.lanes.reread_secret().await;
+    storage.inner.lanes.links().reread_secret_now().await;
     let after = storage.inner.lanes.enter(Class::Decision).await.unwrap();
     assert_eq!(after.epoch(), before.epoch() + 1);
     assert_ne!(after.hash_key(), before.hash_key());
 
     server.ask("DEL tk:secret");
-    storage.inner.lanes.reread_secret().await;
+    storage.inner.lanes.links().reread_secret_now().await;
     let healed = storage.inner.lanes.enter(Class::Decision).await.unwrap();
     assert_eq!(healed.hash_key(), after.hash_key());
     assert!(server.ask("GET tk:secret").contains("0123456789abcdef"));
