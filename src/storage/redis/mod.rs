@@ -16,6 +16,7 @@ mod events;
 mod health;
 mod keys;
 mod lanes;
+mod link;
 mod ops;
 mod script;
 mod secret;
