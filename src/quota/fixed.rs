@@ -52,8 +52,10 @@ impl Counter for Fixed {
         if self.count == 0 { 0 } else { self.end - self.now }
     }
 
-    fn take(&mut self, units: u32) {
-        self.count = self.count.saturating_add(units);
+    fn take(&mut self, units: u32) -> u32 {
+        let taken = units.min(u32::MAX - self.count);
+        self.count += taken;
+        taken
     }
 
     fn receipt(&self, units: u32) -> Receipt {

@@ -69,15 +69,20 @@ impl Counter for Log {
         self.entries.last().map_or(0, |(time, _)| time + self.period - self.now)
     }
 
-    fn take(&mut self, units: u32) {
+    fn take(&mut self, units: u32) -> u32 {
         let full = self.entries.len() >= LONGEST_LOG as usize;
         match self.entries.last_mut() {
             // Forced units may come without end; beyond the longest log they share an entry, which
             // is as young as the youngest of them.
             Some((time, count)) if *time == self.now || full => {
-                (*time, *count) = (self.now, count.saturating_add(units));
+                let taken = units.min(u32::MAX - *count);
+                (*time, *count) = (self.now, *count + taken);
+                taken
             }
-            _ => self.entries.push((self.now, units)),
+            _ => {
+                self.entries.push((self.now, units));
+                units
+            }
         }
     }
 
