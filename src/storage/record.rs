@@ -57,7 +57,8 @@ impl Record {
         Fence::new(self.generation, self.last, epoch)
     }
 
-    /// Whether an entry with this fence and these tags may be stored or served.
+    /// Whether an entry with this fence and these tags may be stored or served. The epoch is not
+    /// looked at: before it stores, a backend with connections compares that with its own.
     pub fn admits(&self, fence: &Fence, tags: &[TagDigest]) -> bool {
         fence.generation() == self.generation
             && (self.floor..=self.last).contains(&fence.stamp())
