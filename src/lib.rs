@@ -8,4 +8,7 @@ pub mod storage;
 
 pub use head::RequestHead;
 pub use quota::Quota;
-pub use storage::{Storage, memory::MemoryStorage};
+pub use storage::{
+    Storage,
+    memory::{MemoryStats, MemoryStorage, MemoryStorageBuilder},
+};
