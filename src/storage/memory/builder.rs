@@ -52,7 +52,7 @@ pub struct MemoryStats {
     pub counters: usize,
     /// Entries, with those that have died and were not dropped yet.
     pub entries: usize,
-    /// How many charges were ever counted on a bucket that newcomers share, for want of room. If it
+    /// How many charges were ever decided on a counter that newcomers share, for want of room. If it
     /// rises, somebody floods the service with made-up identities or the bounds are too tight.
     pub overflowed: u64,
     #[doc(hidden)]

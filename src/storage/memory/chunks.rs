@@ -12,8 +12,7 @@ pub(super) struct Chunks<T, const N: usize> {
 }
 
 impl<T, const N: usize> Chunks<T, N> {
-    /// What one more block costs, without the list of blocks.
-    pub(super) const BLOCK: usize = allocation(N * mem::size_of::<T>());
+    const BLOCK: usize = allocation(N * mem::size_of::<T>());
 
     pub(super) const fn new() -> Self {
         Self { chunks: Vec::new(), len: 0 }
@@ -28,6 +27,18 @@ impl<T, const N: usize> Chunks<T, N> {
         self.len < self.chunks.len() * N
     }
 
+    /// What [`reserve`](Self::reserve) would take from the budget now.
+    pub(super) fn growth(&self) -> usize {
+        let old = self.chunks.capacity();
+        if self.has_room() {
+            0
+        } else if self.chunks.len() < old {
+            Self::BLOCK
+        } else {
+            Self::BLOCK + list(longer(old))
+        }
+    }
+
     /// Makes room for one more item, if the budget allows.
     pub(super) fn reserve(&mut self, bytes: &Budget) -> bool {
         if self.has_room() {
@@ -35,7 +46,7 @@ impl<T, const N: usize> Chunks<T, N> {
         }
         let old = self.chunks.capacity();
         if self.chunks.len() == old {
-            let new = (2 * old).max(4);
+            let new = longer(old);
             if !bytes.take(list(new)) {
                 return false;
             }
@@ -96,6 +107,11 @@ impl<T, const N: usize> Chunks<T, N> {
     }
 }
 
+fn longer(capacity: usize) -> usize {
+    (2 * capacity).max(4)
+}
+
+/// What the list of blocks costs.
 fn list(capacity: usize) -> usize {
     allocation(capacity * mem::size_of::<Vec<()>>())
 }

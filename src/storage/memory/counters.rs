@@ -1,6 +1,12 @@
 //! The counters of quotas.
 
-use std::{sync::MutexGuard, time::Duration};
+use std::{
+    sync::{
+        MutexGuard,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use super::{
     budget::{Bounds, Budget, allocation},
@@ -18,8 +24,10 @@ const SWEEP: usize = 1;
 /// The same for one that may add a counter: more than one, or the dead would never be caught up
 /// with.
 const SWEEP_TO_ADD: usize = 4;
-/// The same when the storage is full.
-const SWEEP_WHEN_FULL: usize = 16;
+/// The same when the storage is full, and as many in another shard, whose dead take room just so.
+const SWEEP_WHEN_FULL: usize = 8;
+/// The storage counts as full when less than one more block fits.
+const BLOCK: usize = 16 << 10;
 /// Who comes from a shared bucket to a counter of his own starts with what the bucket has counted,
 /// so that nobody gets a fresh allowance by way of the overflow; unless the period is longer than
 /// this, for then newcomers would pay for a flood long after it.
@@ -34,6 +42,7 @@ pub(super) struct Counter {
 pub(super) struct Counters {
     shards: Shards<Counter>,
     overflow: Overflow,
+    turn: AtomicUsize,
 }
 
 /// A charge on its way.
@@ -57,7 +66,8 @@ type Guards<'a> = Vec<MutexGuard<'a, Shard<Counter>>>;
 
 impl Counters {
     pub(super) fn new(shards: usize, overflow_bytes: usize) -> Self {
-        Self { shards: Shards::new(shards), overflow: Overflow::new(overflow_bytes) }
+        let overflow = Overflow::new(overflow_bytes);
+        Self { shards: Shards::new(shards), overflow, turn: AtomicUsize::new(0) }
     }
 
     pub(super) fn shards(&self) -> &Shards<Counter> {
@@ -110,6 +120,14 @@ impl Counters {
         hash_key: &HashKey,
         bounds: &Bounds,
     ) -> Result<Vec<Verdict>, usize> {
+        let full = !bounds.counters.fits(1) || !bounds.bytes.fits(BLOCK);
+        if full {
+            let next = self.turn.fetch_add(1, Relaxed) % self.shards.len();
+            let mut shard = self.shards.lock(next);
+            let now = shard.begin(now);
+            sweep(&mut shard, SWEEP_WHEN_FULL, now, bounds);
+        }
+        let steps = if full { SWEEP_WHEN_FULL } else { SWEEP_TO_ADD };
         let mut indices: Vec<_> = digests.iter().map(|digest| self.shards.index(digest)).collect();
         indices.sort_unstable();
         indices.dedup();
@@ -118,7 +136,6 @@ impl Counters {
         let now = guards.iter_mut().map(|shard| shard.begin(now)).max().unwrap_or(now);
         for shard in &mut guards {
             shard.begin(now);
-            let steps = if has_room(shard, bounds) { SWEEP_TO_ADD } else { SWEEP_WHEN_FULL };
             sweep(shard, steps, now, bounds);
         }
 
@@ -142,6 +159,7 @@ impl Counters {
 
         evaluate(&mut plans, &guards, overflow.as_ref(), now);
         if is_refused(&plans) {
+            self.overflow.count(sharing(&plans));
             return Ok(refusals(&plans, &guards, overflow.as_ref(), now));
         }
         // Whoever starts a counter gets a place for it, empty and dead for now.
@@ -164,10 +182,12 @@ impl Counters {
         if again {
             evaluate(&mut plans, &guards, overflow.as_ref(), now);
             if is_refused(&plans) {
+                self.overflow.count(sharing(&plans));
                 return Ok(refusals(&plans, &guards, overflow.as_ref(), now));
             }
         }
         self.fund(&mut plans, &guards, overflow.as_ref(), bounds)?;
+        self.overflow.count(sharing(&plans));
         let verdicts = plans.iter().filter_map(|plan| Some(plan.step.as_ref()?.verdict)).collect();
         store(plans, &mut guards, overflow.as_mut(), now);
         Ok(verdicts)
@@ -288,6 +308,10 @@ fn is_refused(plans: &[Plan<'_>]) -> bool {
     plans.iter().any(|plan| plan.charge.enforce && refused(plan))
 }
 
+fn sharing(plans: &[Plan<'_>]) -> usize {
+    plans.iter().filter(|plan| plan.shares && plan.charge.spend.changes()).count()
+}
+
 /// The verdicts of a call that is refused.
 fn refusals(
     plans: &[Plan<'_>],
@@ -297,7 +321,12 @@ fn refusals(
 ) -> Vec<Verdict> {
     let verdict = |plan: &Plan<'_>| {
         let base = plan.base(guards, overflow, now);
-        plan.charge.quota.judge(base, now, plan.charge.spend)
+        let mut verdict = plan.charge.quota.judge(base, now, plan.charge.spend);
+        if let Some(step) = &plan.step {
+            (verdict.allowed, verdict.retry_after) =
+                (step.verdict.allowed, step.verdict.retry_after);
+        }
+        verdict
     };
     plans.iter().map(verdict).collect()
 }

@@ -65,7 +65,7 @@ impl Overflow {
         Locked { overflow: self, planes }
     }
 
-    /// How many charges were counted here.
+    /// How many charges were decided here.
     pub(super) fn charges(&self) -> u64 {
         self.charges.load(Relaxed)
     }
@@ -74,8 +74,12 @@ impl Overflow {
         &self.budget
     }
 
-    fn count(&self, charges: u64) {
-        self.charges.fetch_add(charges, Relaxed);
+    /// Counts charges that were decided here.
+    pub(super) fn count(&self, charges: usize) {
+        if charges == 0 {
+            return;
+        }
+        self.charges.fetch_add(charges as u64, Relaxed);
         if !self.warned.swap(true, Relaxed) {
             #[cfg(feature = "tracing")]
             tracing::warn!(
@@ -126,7 +130,6 @@ impl Locked<'_> {
     }
 
     pub(super) fn set(&mut self, place: Place, counter: Counter) {
-        self.overflow.count(1);
         self.overflow.until.fetch_max(counter.expires, Relaxed);
         self.planes[place.plane].buckets[place.bucket] = Some(counter);
     }

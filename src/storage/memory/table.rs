@@ -97,9 +97,7 @@ impl<T> Table<T> {
 
     /// What making room for one more item takes from the budget now.
     pub(super) fn growth(&self) -> usize {
-        let slots = if self.slots.has_room() { 0 } else { Chunks::<Slot<T>, SLOTS>::BLOCK };
-        let heads = if self.heads.has_room() { 0 } else { Chunks::<u32, HEADS>::BLOCK };
-        slots + heads
+        self.slots.growth() + self.heads.growth()
     }
 
     /// Makes room for one more item, if the budget allows.
