@@ -23,6 +23,8 @@ const BYTES_PER_SHARD: usize = 1 << 20;
 /// 256 KiB.
 const OVERFLOW_SHARE: usize = 16;
 const LEAST_OVERFLOW: usize = 256 << 10;
+/// For the list of namespaces and the first tags of each.
+const RECORDS: usize = 4 << 10;
 
 /// Sets the bounds of a [`MemoryStorage`].
 ///
@@ -111,7 +113,7 @@ impl MemoryStorageBuilder {
             entries: Entries::new(shards),
         };
         let fixed = inner.counters.shards().bytes() + inner.entries.shards().bytes();
-        inner.bounds.bytes.force(fixed + size_of::<Inner>());
+        inner.bounds.bytes.force(fixed + size_of::<Inner>() + RECORDS);
         MemoryStorage { inner: Arc::new(inner) }
     }
 }
