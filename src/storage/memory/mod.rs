@@ -40,7 +40,8 @@ use self::{budget::Bounds, counters::Counters, entries::Entries};
 /// - A new identity that finds no room for a counter shares one of 1,024 with others, chosen by a
 ///   keyed hash of its [network prefix](super::Identity::group), or of the identity if it has none.
 ///   So a flood of made-up identities can neither reset the counter of an offender nor lock out
-///   everybody else. [`overflowed`](MemoryStats::overflowed) counts these charges, and the first is
+///   everybody else. Who gets a counter of his own later starts with what the shared one has
+///   counted, if the period is at most an hour. [`overflowed`](MemoryStats::overflowed) counts these charges, and the first is
 ///   logged.
 ///
 /// The counter of one identity takes less than 80 bytes with a sliding, fixed or calendar window or
@@ -55,7 +56,7 @@ use self::{budget::Bounds, counters::Counters, entries::Entries};
 /// # Time
 ///
 /// Time is [`tokio::time::Instant`], so that tests under `#[tokio::test(start_paused = true)]`
-/// drive every expiry with [`tokio::time::advance`]. Only calendar quotas look at the wall clock,
+/// drive every expiry with `tokio::time::advance`. Only calendar quotas look at the wall clock,
 /// once, when the storage is made.
 ///
 /// # Examples
