@@ -80,7 +80,8 @@ impl Bucket {
     fn until_drained(&self, debt: u64) -> u64 {
         match debt.div_ceil(self.limit) {
             0 => 0,
-            ticks => (self.at + ticks) * self.tick - self.now,
+            // A burst of many periods may take longer to drain than a number can say.
+            ticks => (self.at + ticks).saturating_mul(self.tick) - self.now,
         }
     }
 }
