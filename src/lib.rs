@@ -1,5 +1,7 @@
-//! Tower layers that keep state between requests, on one pluggable storage.
+#![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// Values that only an event reports.
+#![cfg_attr(not(feature = "tracing"), allow(unused_variables))]
 
 #[macro_use]
 mod macros;
@@ -13,8 +15,14 @@ pub mod quota;
 pub mod rate_limit;
 pub mod storage;
 
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use bb8_redis;
 pub use head::RequestHead;
 pub use quota::Quota;
 #[cfg(feature = "rate-limit")]
 pub use rate_limit::{Limiter, RateLimitLayer};
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use storage::redis::{RedisStorage, RedisStorageBuilder};
 pub use storage::{Storage, memory::MemoryStorage};

@@ -3,6 +3,9 @@
 use super::{Counter, Quota, State, Step, spend_on};
 use crate::storage::{Receipt, Spend};
 
+/// No bucket is waited for longer (100 years): at one unit a year the last of a large burst would
+/// come after the end of the numbers.
+const LONGEST_WAIT: u64 = 100 * 366 * 86_400 * 1_000_000;
 /// `returned` starts anew above this.
 const MOST_RETURNED: u64 = 1 << 52;
 
@@ -61,6 +64,7 @@ impl Bucket {
     fn until_drained(&self, debt: u64) -> u64 {
         match debt.div_ceil(self.limit) {
             0 => 0,
+            ticks if ticks >= LONGEST_WAIT / self.tick => LONGEST_WAIT,
             ticks => (self.at + ticks) * self.tick - self.now,
         }
     }

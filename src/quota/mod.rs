@@ -36,6 +36,7 @@ mod sliding;
 mod state;
 mod strict;
 
+#[cfg(feature = "rate-limit")]
 pub(crate) use self::parse::PeriodText;
 pub use self::{parse::ParseQuotaError, state::State};
 use crate::storage::{Receipt, Spend, Verdict};

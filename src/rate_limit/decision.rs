@@ -150,9 +150,10 @@ impl Decision {
 
     /// Tells the client about its quotas, as far as the policy shows them.
     pub(super) fn write_headers(&self, headers: &mut HeaderMap) {
-        let Inner { policy, set, verdicts, .. } = &*self.0;
+        let Inner { policy, set, verdicts, enforced, .. } = &*self.0;
         let outcomes = set.items.iter().map(|item| &item.shown).zip(verdicts);
-        if !verdicts.is_empty() {
+        // A client that is not held to a limit is not told of it.
+        if *enforced && !verdicts.is_empty() {
             policy.headers.write(headers, set.policy_header.as_ref(), outcomes);
         }
         if !self.is_allowed()

@@ -2,13 +2,19 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
-
-use crate::{
-    clock,
-    quota::{Algorithm, PeriodText, Quota},
-    storage::{Name, Verdict},
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{self, Entry},
 };
+
+pub(crate) use self::shown::Shown;
+use self::text::{
+    LARGEST_INTEGER, digits, number, number_in, push_number, separate, value, whole_seconds,
+};
+use crate::{clock, quota::Algorithm, storage::Verdict};
+
+mod shown;
+mod text;
 
 /// The most units that can be there at once, of the quota nearest to its end.
 pub const X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
@@ -41,9 +47,6 @@ pub const EXPOSED_HEADERS: [HeaderName; 6] = [
     RATELIMIT_POLICY,
     header::RETRY_AFTER,
 ];
-
-/// RFC 9651 §3.3.1: an Integer has at most 15 digits.
-const LARGEST_INTEGER: u64 = 999_999_999_999_999;
 
 /// How `X-RateLimit-Reset` states a time; nothing standardises it and clients expect either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -183,6 +186,8 @@ impl Headers {
         policy: Option<&HeaderValue>,
         outcomes: impl Iterator<Item = (&'a Shown, &'a Verdict)> + Clone,
     ) {
+        // The map grows once, not at each field.
+        headers.reserve(5);
         if let Some(format) = self.x_rate_limit
             && let Some((shown, verdict)) = outcomes.clone().reduce(nearer_to_its_end)
         {
@@ -203,57 +208,6 @@ impl Headers {
         {
             headers.insert(header::RETRY_AFTER, number(seconds));
         }
-    }
-}
-
-/// A quota under the name that responses give it; made once, when the policy is built.
-#[derive(Debug, Clone)]
-pub(crate) struct Shown {
-    // An RFC 9651 String, quotes included.
-    name: Box<[u8]>,
-    limit: HeaderValue,
-    quota: Quota,
-}
-
-impl Shown {
-    /// The quotas of a policy. A quota that is alone has the policy's name; several are told apart
-    /// by their periods (`api/min`, `api/day`), or else by all that they are. So the name stays
-    /// when a limit or the tier changes.
-    pub(crate) fn of_policy(policy: &Name, quotas: &[Quota]) -> Vec<Self> {
-        let period = |quota: &Quota| quota.period().as_micros() as u64;
-        quotas
-            .iter()
-            .map(|quota| {
-                let alike = quotas.iter().filter(|other| period(other) == period(quota)).count();
-                let name = match (quotas.len(), alike) {
-                    (1, _) => policy.as_str().to_owned(),
-                    (_, 1) => format!("{}/{}", policy.as_str(), PeriodText(period(quota))),
-                    _ => format!("{}/{quota}", policy.as_str()),
-                };
-                Self::new(&name, *quota)
-            })
-            .collect()
-    }
-
-    fn new(name: &str, quota: Quota) -> Self {
-        // RFC 9651 §3.3.3: neither the names of policies nor those of quotas need an escape.
-        debug_assert!(name.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'"' && b != b'\\'));
-        Self {
-            name: format!("\"{name}\"").into_bytes().into(),
-            limit: number(quota.capacity().into()),
-            quota,
-        }
-    }
-
-    /// The name, for `violated-policies`.
-    pub(crate) fn name(&self) -> &str {
-        let inside = &self.name[1..self.name.len() - 1];
-        std::str::from_utf8(inside).expect("made from a str")
-    }
-
-    /// The quota.
-    pub(crate) fn quota(&self) -> Quota {
-        self.quota
     }
 }
 
@@ -296,9 +250,6 @@ fn write_x_rate_limit(
     verdict: &Verdict,
     format: ResetFormat,
 ) {
-    if !is_tighter(verdict, headers) {
-        return;
-    }
     let limit = if verdict.limit == shown.quota.capacity() {
         shown.limit.clone()
     } else {
@@ -311,14 +262,21 @@ fn write_x_rate_limit(
             unix_reset(clock::since_epoch(), verdict.reset_after, shown.quota.algorithm())
         }
     };
-    headers.insert(X_RATELIMIT_LIMIT, limit);
+    // The entry is taken first because looking costs as much as inserting, a hash of the name.
+    if let Entry::Vacant(entry) = headers.entry(X_RATELIMIT_LIMIT) {
+        entry.insert(limit);
+    } else if is_tighter(verdict, headers) {
+        headers.insert(X_RATELIMIT_LIMIT, limit);
+    } else {
+        return;
+    }
     headers.insert(X_RATELIMIT_REMAINING, number(verdict.remaining.into()));
     headers.insert(X_RATELIMIT_RESET, number(reset));
 }
 
-/// Whether the verdict leaves less than what the response says already, if it says anything.
+/// Whether the verdict leaves less than what the response says already.
 fn is_tighter(verdict: &Verdict, headers: &HeaderMap) -> bool {
-    if headers.is_empty() || !verdict.allowed || !headers.contains_key(X_RATELIMIT_LIMIT) {
+    if !verdict.allowed {
         return true;
     }
     if headers.contains_key(header::RETRY_AFTER) {
@@ -378,44 +336,6 @@ fn rate_limit_value<'a>(outcomes: impl Iterator<Item = Outcome<'a>> + Clone) -> 
         }
     }
     value(text)
-}
-
-fn separate(text: &mut Vec<u8>) {
-    if !text.is_empty() {
-        text.push(b',');
-    }
-}
-
-fn whole_seconds(duration: Duration) -> u64 {
-    duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
-}
-
-fn digits(number: u64) -> usize {
-    number.checked_ilog10().unwrap_or(0) as usize + 1
-}
-
-fn push_number(text: &mut Vec<u8>, mut number: u64) {
-    let start = text.len();
-    let end = start + digits(number);
-    text.resize(end, b'0');
-    for digit in text[start..].iter_mut().rev() {
-        *digit = b'0' + (number % 10) as u8;
-        number /= 10;
-    }
-}
-
-fn number(number: u64) -> HeaderValue {
-    let mut text = Vec::with_capacity(digits(number));
-    push_number(&mut text, number);
-    value(text)
-}
-
-fn value(text: Vec<u8>) -> HeaderValue {
-    HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).expect("names and digits are visible")
-}
-
-fn number_in(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
-    headers.get(name)?.to_str().ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]

@@ -50,11 +50,13 @@ pub(crate) struct Place {
     asked: Instant,
 }
 
-impl Denials {
-    pub(crate) fn new() -> Self {
+impl Default for Denials {
+    fn default() -> Self {
         Self { hash_key: HashKey::random(), shards: Default::default() }
     }
+}
 
+impl Denials {
     fn identity(&self, key: &Key) -> u128 {
         u128::from_be_bytes(
             self.hash_key.digest(&[key.namespace().as_str().as_bytes(), key.identity().as_bytes()]),

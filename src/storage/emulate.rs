@@ -30,7 +30,9 @@ const MOST_TRIES: u32 = 10_000;
 ///
 /// # Examples
 ///
-/// ```ignore
+/// The whole of a backend's `acquire`:
+///
+/// ```text
 /// async fn acquire(&self, charges: &[Charge<'_>]) -> Result<Vec<Verdict>> {
 ///     emulate::acquire(self, charges).await
 /// }

@@ -1,6 +1,8 @@
 //! A storage of any type behind one handle.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+#[cfg(feature = "rate-limit")]
+use std::time::Duration;
+use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use super::{
     Capabilities, Charge, Get, Invalidation, Key, Lookup, Name, Put, PutOutcome, Result, Spend,
@@ -79,7 +81,7 @@ impl AnyStorage {
     /// Clones of the handle share what this process has learnt of refusals; two handles made apart
     /// do not.
     pub fn new(storage: impl Storage) -> Self {
-        Self::with_denials(storage, Arc::new(Denials::new()))
+        Self::with_denials(storage, Arc::default())
     }
 
     /// A handle that shares its memory of refusals with others.
@@ -89,6 +91,7 @@ impl AnyStorage {
 
     /// [`acquire`](Storage::acquire), but a refusal is remembered for at most `memory` and answers
     /// what it covers without asking the storage.
+    #[cfg(feature = "rate-limit")]
     pub(crate) async fn acquire_or_recall(
         &self,
         charges: &[Charge<'_>],

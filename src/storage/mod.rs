@@ -83,6 +83,7 @@
 
 use std::{fmt, future::Future, time::Duration};
 
+#[cfg_attr(not(feature = "rate-limit"), allow(dead_code))]
 pub(crate) mod denials;
 pub mod emulate;
 mod erased;
@@ -90,6 +91,8 @@ mod error;
 mod key;
 pub(crate) mod memory;
 mod record;
+#[cfg(feature = "redis")]
+pub(crate) mod redis;
 mod types;
 
 pub use self::{

@@ -10,9 +10,7 @@ use tower_keep::{
     MemoryStorage, Quota, RateLimitLayer, Storage, rate_limit::Policy, storage::AnyStorage,
 };
 
-use crate::{
-    Limited, count, limited, redis_storage, request_from, send, support::RedisServer,
-};
+use crate::{Limited, count, limited, redis_storage, request_from, send, support::RedisServer};
 
 const REQUESTS: usize = 1_000;
 const LIMIT: u32 = 100;

@@ -37,9 +37,8 @@ async fn a_remembered_refusal_counts_its_times_down() {
     let first = send(&mut service, request_from("192.0.2.1")).await;
     tokio::time::advance(Duration::from_secs(10)).await;
     let second = send(&mut service, request_from("192.0.2.1")).await;
-    let after = |response: &http::Response<_>| {
-        wait(crate::header(response, "retry-after").unwrap())
-    };
+    let after =
+        |response: &http::Response<_>| wait(crate::header(response, "retry-after").unwrap());
     assert_eq!(after(&first), after(&second) + 10);
 }
 
@@ -70,10 +69,7 @@ async fn what_is_returned_or_raised_in_the_process_is_seen_at_once() {
     assert_eq!(admitted(&mut service, "192.0.2.1", 10).await, 2, "after a refund");
     limiter.reset(address).await.unwrap();
     assert_eq!(admitted(&mut service, "192.0.2.1", 10).await, 5, "after a reset");
-    layer
-        .limiter()
-        .replace_policy(Policy::new("api", Quota::sliding_window(7, HOUR)))
-        .unwrap();
+    layer.limiter().replace_policy(Policy::new("api", Quota::sliding_window(7, HOUR))).unwrap();
     assert_eq!(admitted(&mut service, "192.0.2.1", 10).await, 2, "after a raise");
 }
 

@@ -15,7 +15,9 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use tower::{Service, ServiceExt, service_fn, util::BoxCloneSyncService};
-use tower_keep::{RateLimitLayer, RedisStorage, Storage, rate_limit::PeerAddr, storage::AnyStorage};
+use tower_keep::{
+    RateLimitLayer, RedisStorage, Storage, rate_limit::PeerAddr, storage::AnyStorage,
+};
 use tower_layer::Layer;
 
 /// Runs each test on memory and on Redis.

@@ -32,17 +32,12 @@ async fn remaining(limiter: &Limiter) -> u32 {
     limiter.peek(Identity::global()).await.unwrap().remaining().unwrap()
 }
 
-on_every_storage!(
-    only_failures_count,
-    what_the_handler_declares_is_settled,
-);
+on_every_storage!(only_failures_count, what_the_handler_declares_is_settled,);
 
 async fn only_failures_count(storage: AnyStorage) {
     let failures = |status: StatusCode| u32::from(!status.is_success());
-    let layer = RateLimitLayer::new(
-        storage,
-        policy().with_settlement(Settlement::by_status(failures)),
-    );
+    let layer =
+        RateLimitLayer::new(storage, policy().with_settlement(Settlement::by_status(failures)));
     let mut service = limited_with(&layer, |request| {
         let status = if request.uri().path() == "/wrong" { 401 } else { 200 };
         Response::builder().status(status).body(Full::default()).unwrap()
@@ -98,11 +93,8 @@ async fn what_the_handler_declares_is_settled(storage: AnyStorage) {
 fn slow(
     layer: &RateLimitLayer,
     yields: usize,
-) -> impl Service<
-    Request<()>,
-    Response = Response<ResponseBody<Full<Bytes>>>,
-    Error = Infallible,
-> + use<> {
+) -> impl Service<Request<()>, Response = Response<ResponseBody<Full<Bytes>>>, Error = Infallible> + use<>
+{
     layer.layer(tower::service_fn(move |_| async move {
         for _ in 0..yields {
             tokio::task::yield_now().await;

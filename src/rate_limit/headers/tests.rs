@@ -1,6 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::{
+    Quota,
+    storage::{Name, Spend},
+};
 
 fn verdict(limit: u32, remaining: u32, reset_ms: u64, replenish_ms: u64) -> Verdict {
     Verdict {
@@ -268,6 +272,46 @@ proptest! {
         prop_assert!(seconds >= 1);
         prop_assert!(Duration::from_secs(seconds) >= exact);
         prop_assert!(seconds == 1 || Duration::from_secs(seconds - 1) < exact);
+    }
+
+    #[test]
+    fn a_lone_client_that_obeys_retry_after_is_admitted_and_its_t_is_true(
+        algorithm in 0_u8..5,
+        limit in 1_u32..50,
+        period_ms in 1_u64..100_000,
+        takes in prop::collection::vec((0_u64..30_000_000, 1_u32..5), 1..60),
+    ) {
+        let algorithm = match algorithm {
+            0 => Algorithm::SlidingWindow,
+            1 => Algorithm::FixedWindow,
+            2 => Algorithm::TokenBucket { burst: limit },
+            3 => Algorithm::StrictWindow { slots: 10 },
+            _ => Algorithm::SlidingLog,
+        };
+        let quota = Quota::try_new(algorithm, limit, Duration::from_millis(period_ms)).unwrap();
+        let (mut state, mut now) = (None, 1_700_000_000_000_000);
+        for (pause, units) in takes {
+            now += pause;
+            let spend = Spend::Take(units);
+            let step = quota.step(state.as_ref(), now, spend);
+            if step.verdict.allowed {
+                state = Some(step.state);
+                continue;
+            }
+            let refused = quota.judge(state.as_ref(), now, spend);
+            prop_assert_eq!(retry_after([&refused]).is_none(), units > limit);
+            if let Some(seconds) = retry_after([&refused]) {
+                prop_assert!(seconds >= whole_seconds(refused.replenish_after));
+                let then = quota.step(state.as_ref(), now + seconds * 1_000_000, spend);
+                prop_assert!(then.verdict.allowed);
+            }
+            // `t`: until then no more than `r` is there.
+            let replenish = refused.replenish_after.as_micros() as u64;
+            if replenish > 1 {
+                let before = quota.step(state.as_ref(), now + replenish - 1, Spend::Peek).verdict;
+                prop_assert!(before.remaining <= refused.remaining);
+            }
+        }
     }
 
     #[test]

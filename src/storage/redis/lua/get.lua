@@ -1,0 +1,38 @@
+-- Looks an entry up, extends its life if that is due, and takes a fence if one is wanted.
+--
+-- KEYS  1: entry   2: record of tags
+-- ARGV  1: check 8, digest of the key 16, touch u64 (0: none), slack u64, fence wanted 1,
+--          generation for a missing record 16
+-- reply {head} or, if the entry is alive, {head, entry as it was stored};
+--       head: check 8, now u64, status 1, expires u64, fence given 1, its generation 16, stamp u64
+
+local now = clock()
+local check, digest, touch, slack, fence, generation = unpack('>c8c16I8I8Bc16', ARGV[1])
+local raw = call('GET', KEYS[1])
+local entry = parse(raw, digest)
+local status, record = judge(entry, KEYS[2], now)
+if entry == false then status = FOREIGN end
+
+local expires = entry and entry.expires or 0
+if touch > 0 and (status == LIVE or status == STALE) then
+  local wanted = now + touch
+  if entry.deadline > 0 and wanted > entry.deadline then wanted = entry.deadline end
+  if wanted > expires + slack then
+    expires = wanted
+    call('SETRANGE', KEYS[1], 35, pack('>I8', expires))
+    call('PEXPIRE', KEYS[1], ceil((expires - now) / 1000) + LINGER)
+  end
+end
+
+local stamp = 0
+if fence == 1 then
+  record = record or read_record(KEYS[2], '')
+  if record then
+    generation, stamp = record.generation, record.last
+  else
+    create_record(KEYS[2], generation)
+  end
+end
+local head = pack('>c8I8BI8Bc16I8', check, now, status, expires, fence, generation, stamp)
+if status == LIVE or status == STALE then return { head, raw } end
+return { head }

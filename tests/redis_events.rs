@@ -1,0 +1,58 @@
+//! What an operator of a service on Redis reads in the log.
+//!
+//! A binary of its own: `tracing` remembers per process who wants an event.
+#![cfg(all(feature = "redis", feature = "tracing"))]
+
+mod support;
+
+use std::{
+    io::{self, Write},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use support::{RedisServer, until};
+use tower_keep::RedisStorage;
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn an_outage_is_told_once_when_it_begins_and_once_when_it_ends() {
+    let log = Log::default();
+    let writer = log.clone();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || writer.clone())
+        .init();
+
+    let mut server = RedisServer::start_with(&["--requirepass", "hunter2"]);
+    let url = format!("redis://:hunter2@127.0.0.1:{}", server.port());
+    let storage = RedisStorage::connect(url).await.unwrap();
+    let within = Duration::from_secs(10);
+    server.kill();
+    until(within, || async {
+        storage.ping().await.err().filter(|error| error.to_string().contains("until a probe"))
+    })
+    .await;
+    server.restart();
+    until(within, || async { storage.ping().await.ok() }).await;
+
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    for event in ["no secret is configured", "outage began", "outage ended", "connection replaced"]
+    {
+        assert_eq!(log.matches(event).count(), 1, "{event}:\n{log}");
+    }
+    assert!(!log.contains("hunter2"), "{log}");
+}
