@@ -7,7 +7,11 @@
 mod macros;
 
 mod clock;
+#[cfg(feature = "conformance")]
+#[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
+pub mod conformance;
 mod head;
+pub mod lease;
 #[cfg(feature = "rate-limit")]
 mod problem;
 pub mod quota;
@@ -19,6 +23,7 @@ pub mod storage;
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use bb8_redis;
 pub use head::RequestHead;
+pub use lease::Lease;
 pub use quota::Quota;
 #[cfg(feature = "rate-limit")]
 pub use rate_limit::{Limiter, RateLimitLayer};

@@ -39,8 +39,9 @@ async fn an_outage_is_told_once_when_it_begins_and_once_when_it_ends() {
 
     let mut server = RedisServer::start_with(&["--requirepass", "hunter2"]);
     let url = format!("redis://:hunter2@127.0.0.1:{}", server.port());
-    let storage = RedisStorage::connect(url).await.unwrap();
     let within = Duration::from_secs(10);
+    let builder = RedisStorage::builder().url(url).decision_deadline(within);
+    let storage = builder.connect_timeout(within).build().await.unwrap();
     server.kill();
     until(within, || async {
         storage.ping().await.err().filter(|error| error.to_string().contains("until a probe"))

@@ -21,7 +21,7 @@ use tower_keep::{
 const TEN_SECONDS: Duration = Duration::from_secs(10);
 
 /// The whole application.
-pub fn app(storage: AnyStorage, address: ClientAddress) -> Router {
+pub(crate) fn app(storage: AnyStorage, address: ClientAddress) -> Router {
     Router::new()
         .route("/", get(|| async { Html(include_str!("page.html")) }))
         .route("/health/live", get(|| async { Json(json!({ "status": "live" })) }))

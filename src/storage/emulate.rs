@@ -23,6 +23,11 @@ const MOST_TRIES: u32 = 10_000;
 /// may see them as spent. It uses the wall clock of this process: with several processes, their
 /// clocks must agree.
 ///
+/// # Cancel safety
+///
+/// A call of one charge that is dropped has been applied in full or not at all. Of several charges
+/// the first may be left taken: a backend to which that matters spawns the call.
+///
 /// # Errors
 ///
 /// Those of [`get`](Storage::get) and [`put`](Storage::put); [`Invalid`](ErrorKind::Invalid) if two

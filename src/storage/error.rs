@@ -39,9 +39,10 @@ pub enum ErrorKind {
     /// Nothing was changed; the caller is to be mended.
     Invalid,
     /// The backend cannot do this at all; see
-    /// [`Capabilities`](crate::storage::Capabilities).
+    /// [`Capabilities`](crate::storage::Capabilities). Nothing was changed.
     Unsupported,
     /// The set-up is wrong: an address that cannot be parsed, a password that is refused.
+    /// Nothing was changed.
     Configuration,
     /// Anything else.
     Other,

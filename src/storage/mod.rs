@@ -17,7 +17,8 @@
 //!
 //! **Versions rise.** A successful put gives the entry a version higher than any that the key had
 //! while it lived, and higher than those before unless the backend's clock was set back. A touch
-//! keeps the version and the age.
+//! keeps the version and the age. A key may be deleted and put again within one tick of the clock,
+//! so a backend whose clock is coarser than its operations are fast must count besides.
 //!
 //! **A `Version` put saves.** It keeps the entry's tags, its deadline (which it can only bring
 //! forward) and the fence with which the entry was born. So a save cannot outlive an invalidation
@@ -62,7 +63,8 @@
 //!
 //! The trait speaks durations. A backend measures them on one clock of its own (a server its own
 //! clock, memory tokio's), so that application servers need not agree on the time. A stored time
-//! that lies in the future, after the clock was set back, is treated as now.
+//! that lies in the future, after the clock was set back, is treated as now. A life beyond 100 years
+//! is cut to that; no duration is an error for being long.
 //!
 //! # Cancellation
 //!
@@ -73,7 +75,10 @@
 //!
 //! All methods are required: a default that is almost right is how wrappers lose atomicity
 //! unnoticed. A backend that has only compare-and-swap calls
-//! [`emulate::acquire`] in one visible line. [`quota`](crate::quota) holds the arithmetic of
+//! [`emulate::acquire`] in one visible line; single charges are then exact, and several of one call
+//! are reserved in order, so it does not claim
+//! [`atomic_across_identities`](Capabilities::atomic_across_identities). [`check_put`] and
+//! [`check_charges`] find the arguments that every backend refuses. [`quota`](crate::quota) holds the arithmetic of
 //! [`acquire`](Storage::acquire) as pure functions, [`Record`] that of tags.
 //!
 //! # Wrapping
@@ -210,8 +215,12 @@ pub(crate) fn micros(duration: Duration) -> u64 {
     duration.min(LONGEST_LIFE).as_nanos().div_ceil(1_000) as u64
 }
 
-/// The checks that every backend makes before it works on charges.
-pub(crate) fn check_charges(charges: &[Charge<'_>]) -> Result<()> {
+/// For backends: the checks that each makes before it works on charges.
+///
+/// # Errors
+///
+/// [`Invalid`](ErrorKind::Invalid) if two charges have one key.
+pub fn check_charges(charges: &[Charge<'_>]) -> Result<()> {
     for (i, charge) in charges.iter().enumerate() {
         if charges[..i].iter().any(|earlier| earlier.key == charge.key) {
             return Err(Error::new(
@@ -223,8 +232,12 @@ pub(crate) fn check_charges(charges: &[Charge<'_>]) -> Result<()> {
     Ok(())
 }
 
-/// The checks that every backend makes before it stores an entry.
-pub(crate) fn check_put(put: &Put<'_>) -> Result<()> {
+/// For backends: the checks that each makes before it stores an entry.
+///
+/// # Errors
+///
+/// [`Invalid`](ErrorKind::Invalid) for what [`put`](Storage::put) says that it refuses.
+pub fn check_put(put: &Put<'_>) -> Result<()> {
     let invalid = |message| Err(Error::new(ErrorKind::Invalid, message));
     let saves = matches!(put.when, When::Version(_));
     if saves && !put.tags.is_empty() {

@@ -98,13 +98,13 @@ impl Get {
 
 /// A sliding expiry: the entry lives `ttl` from now on, but never past its deadline.
 ///
-/// Nothing is written while the remaining life is above `ttl - slack`, so most reads of a busy
-/// entry write nothing.
+/// Nothing is written while that would prolong the life by no more than `slack`, so most reads of a
+/// busy entry write nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Touch {
     /// The life from now on.
     pub ttl: Duration,
-    /// How far the remaining life may fall below `ttl` before it is written anew.
+    /// How far the remaining life may fall below what a touch would make it before it is written.
     pub slack: Duration,
 }
 
@@ -239,7 +239,8 @@ impl Lookup {
 pub enum PutOutcome {
     /// Stored, under this version.
     Stored(Version),
-    /// Not stored, because the condition did not hold; what is there instead.
+    /// Not stored, because the condition did not hold; what is there instead. An `Absent` put
+    /// without a fence always finds something.
     Conflict(Option<Entry>),
 }
 

@@ -97,23 +97,26 @@ end
 
 local now = clock()
 
+-- Stores and answers the only charge of a call.
+local function finish(spend, retry, remaining, reset, replenish, state, keep, ...)
+  local flags = 1
+  if state then
+    call('SET', KEYS[1], state, 'PX', string.format('%d', ceil(keep / 1000) + LINGER))
+    if spend < REFUND then flags = 5 end
+  elseif retry < 0 then
+    flags, retry = 2, 0
+  elseif retry > 0 then
+    flags = 0
+  end
+  return pack('>c8I8BI4I8I8I8I8I8I8I8', ARGV[1], now, flags, remaining, reset, replenish, retry, ...)
+end
+
 -- By far the most calls, and so before the functions that they do not need.
 if #KEYS == 1 then
   local head, algorithm, spend, _, limit, extra, units, tick, ticks = unpack(CHARGE, ARGV[2])
   if algorithm == 's' and spend < REFUND then
-    local retry, remaining, reset, replenish, state, keep, birth, mark =
-      sliding(call('GET', KEYS[1]), head, now, spend, units, limit, extra, tick, ticks)
-    local flags = 1
-    if state then
-      call('SET', KEYS[1], state, 'PX', string.format('%d', ceil(keep / 1000) + LINGER))
-      flags = 5
-    elseif retry < 0 then
-      flags, retry = 2, 0
-    elseif retry > 0 then
-      flags = 0
-    end
-    return pack('>c8I8BI4I8I8I8I8I8I8I8', ARGV[1], now, flags, remaining, reset, replenish, retry,
-      birth, mark, 0, 0)
+    local value = call('GET', KEYS[1])
+    return finish(spend, sliding(value, head, now, spend, units, limit, extra, tick, ticks))
   end
 end
 
@@ -414,16 +417,9 @@ end
 local algorithms =
   { s = sliding, f = fixed, d = daily, m = monthly, b = bucket, w = strict, l = log }
 
-local values
-if #KEYS == 1 then
-  values = { call('GET', KEYS[1]) }
-else
-  values = call('MGET', spread(KEYS))
-end
-
-local function step(i, peek)
-  local head, algorithm, spend, enforced, limit, extra, units, tick, ticks, at =
-    unpack(CHARGE, ARGV[i + 1])
+-- Returns the spend, and what the algorithm returns.
+local function step(i, value, peek)
+  local head, algorithm, spend, _, limit, extra, units, tick, ticks, at = unpack(CHARGE, ARGV[i + 1])
   if peek then spend, units = PEEK, 0 end
   local receipt
   if spend == REFUND then
@@ -431,31 +427,32 @@ local function step(i, peek)
     receipt.birth, receipt.mark, receipt.position, receipt.returned, receipt.limit =
       unpack('>I8I8I8I8I4', ARGV[i + 1], at)
   end
-  local result = { algorithms[algorithm](values[i], head, now, spend, units, limit, extra, tick, ticks, receipt) }
-  return result, spend, enforced == 1
+  return spend, algorithms[algorithm](value, head, now, spend, units, limit, extra, tick, ticks, receipt)
 end
 
-local results, spends, granted = {}, {}, true
+if #KEYS == 1 then return finish(step(1, call('GET', KEYS[1]))) end
+
+-- A key of another type counts as no state here; reading each by itself would cost more.
+local values = call('MGET', spread(KEYS))
+local results, granted = {}, true
 for i = 1, #KEYS do
-  local enforced
-  results[i], spends[i], enforced = step(i)
-  if enforced and results[i][1] ~= 0 then granted = false end
+  results[i] = { step(i, values[i]) }
+  local enforced = ARGV[i + 1]:byte(14) == 1
+  if enforced and results[i][2] ~= 0 then granted = false end
 end
 local reply = { pack('>c8I8', ARGV[1], now) }
 for i = 1, #KEYS do
-  local result = results[i]
-  local state = result[5]
-  if state then
-    if granted then
-      call('SET', KEYS[i], state, 'PX', ceil(result[6] / 1000) + LINGER)
-    else
-      result = step(i, true)
-    end
+  local spend, retry, remaining, reset, replenish, state, keep, birth, mark, position, returned =
+    spread(results[i], 1, 11)
+  if state and granted then
+    call('SET', KEYS[i], state, 'PX', string.format('%d', ceil(keep / 1000) + LINGER))
+  elseif state then
+    spend, retry, remaining, reset, replenish = step(i, values[i], true)
   end
-  local flags, retry = result[1] == 0 and 1 or 0, result[1]
-  if state and granted and spends[i] < REFUND then flags = 5 end
+  local flags = retry == 0 and 1 or 0
+  if state and granted and spend < REFUND then flags = 5 end
   if retry < 0 then flags, retry = 2, 0 end
-  reply[i + 1] = pack('>BI4I8I8I8I8I8I8I8', flags, result[2], result[3], result[4], retry,
-    spread(result, 7, 10))
+  reply[i + 1] = pack('>BI4I8I8I8I8I8I8I8', flags, remaining, reset, replenish, retry,
+    birth, mark, position, returned)
 end
 return table.concat(reply)

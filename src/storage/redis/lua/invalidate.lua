@@ -70,5 +70,5 @@ if known > SMALL then
   end
 end
 call('HSET', key, 'l', stamp, 'f', lowest, 'c', cursor)
-if call('PTTL', key) < HOUR then call('PEXPIRE', key, HOUR + LINGER) end
+if call('PTTL', key) < HOUR / 2 + LINGER then call('PEXPIRE', key, HOUR + LINGER) end
 return pack('>c8I8', check, now)
