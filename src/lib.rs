@@ -30,4 +30,7 @@ pub use rate_limit::{Limiter, RateLimitLayer};
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use storage::redis::{RedisStorage, RedisStorageBuilder};
-pub use storage::{Storage, memory::MemoryStorage};
+pub use storage::{
+    Storage,
+    memory::{MemoryStats, MemoryStorage, MemoryStorageBuilder},
+};

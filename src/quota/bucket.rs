@@ -3,10 +3,7 @@
 use super::{Counter, Quota, State, Step, spend_on};
 use crate::storage::{Receipt, Spend};
 
-/// No bucket is waited for longer (100 years): at one unit a year the last of a large burst would
-/// come after the end of the numbers.
-const LONGEST_WAIT: u64 = 100 * 366 * 86_400 * 1_000_000;
-/// `returned` starts anew above this.
+/// `returned` starts anew above this, and receipts from before it return nothing.
 const MOST_RETURNED: u64 = 1 << 52;
 
 /// Taking a unit adds `ticks` to the debt, and each tick drains `limit`: so a period of `ticks`
@@ -20,8 +17,9 @@ struct Bucket {
     birth: u64,
     at: u64,
     debt: u64,
-    /// Debt ever refunded. A refund takes from the head of the queue of debts, so a receipt must
-    /// count what was refunded since as drained; otherwise two refunds could return one debt.
+    /// Debt that has left since the birth, drained or refunded. Debts are a queue that is left at
+    /// its head, so this says which of them are still there; time could not, because the limit may
+    /// have been another meanwhile and the clock may have been set back.
     returned: u64,
 }
 
@@ -53,19 +51,37 @@ impl Bucket {
 
     fn drain(&mut self) {
         let tick = self.now / self.tick;
-        // A time from the future is now; a debt above the capacity (a burst that was lowered) is
-        // cut, so that nobody waits for longer than one whole refill.
+        // A time from the future is now.
         let drained = tick.saturating_sub(self.at).saturating_mul(self.limit);
-        self.debt = self.debt.saturating_sub(drained).min(self.capacity());
+        self.leave(drained.min(self.debt));
         self.at = tick;
+        if self.debt > self.capacity() {
+            // The burst was lowered. Nobody shall wait for longer than one whole refill.
+            self.debt = self.capacity();
+            self.disown();
+        }
+    }
+
+    fn leave(&mut self, debt: u64) {
+        self.debt -= debt;
+        self.returned += debt;
+        if self.returned > MOST_RETURNED {
+            self.disown();
+        }
+    }
+
+    /// Ends all receipts: debt was forgiven, and nobody knows whose.
+    fn disown(&mut self) {
+        self.returned = 0;
+        self.birth = self.now.max(self.birth + 1);
     }
 
     /// Microseconds until `debt` has drained.
     fn until_drained(&self, debt: u64) -> u64 {
         match debt.div_ceil(self.limit) {
             0 => 0,
-            ticks if ticks >= LONGEST_WAIT / self.tick => LONGEST_WAIT,
-            ticks => (self.at + ticks) * self.tick - self.now,
+            // A burst of many periods may take longer to drain than a number can say.
+            ticks => (self.at + ticks).saturating_mul(self.tick) - self.now,
         }
     }
 }
@@ -87,43 +103,32 @@ impl Counter for Bucket {
         self.until_drained(self.debt)
     }
 
-    fn take(&mut self, units: u32) {
-        let debt = self.debt + u64::from(units) * self.ticks;
-        self.debt = debt.min(self.capacity());
+    fn take(&mut self, units: u32) -> u32 {
+        let room = self.capacity() - self.debt;
+        let debt = u64::from(units) * self.ticks;
+        self.debt += debt.min(room);
+        if debt <= room {
+            return units;
+        }
+        self.disown();
+        (room / self.ticks) as u32 // less than the units
     }
 
     fn receipt(&self, units: u32) -> Receipt {
-        Receipt {
-            birth: self.birth,
-            mark: self.at,
-            position: self.debt,
-            returned: self.returned,
-            limit: self.limit as u32,
-            units,
-        }
+        Receipt { birth: self.birth, mark: 0, position: self.debt, returned: self.returned, units }
     }
 
     fn refund(&mut self, units: u32, receipt: &Receipt) {
         if receipt.birth != self.birth {
             return;
         }
-        // Debts drain in the order in which they were made. What has drained since the receipt has
-        // reached its debt only where it exceeds the debts before it.
-        let limit = self.limit.max(receipt.limit.into());
-        let drained = self.at.saturating_sub(receipt.mark).saturating_mul(limit);
-        let refunded = self.returned.saturating_sub(receipt.returned);
-        let left = receipt.position.saturating_sub(drained).saturating_sub(refunded);
-        let amount = (u64::from(units) * self.ticks).min(left).min(self.debt);
-        self.debt -= amount;
-        self.returned += amount;
-        if self.returned > MOST_RETURNED {
-            self.returned = 0;
-            self.birth = self.now.max(self.birth + 1);
-        }
+        // What has left since has reached this debt only where it exceeds the debts before it.
+        let left = receipt.position.saturating_sub(self.returned.saturating_sub(receipt.returned));
+        self.leave((u64::from(units) * self.ticks).min(left).min(self.debt));
     }
 
     fn reset(&mut self) {
-        self.birth = self.now.max(self.birth + 1);
-        (self.debt, self.returned) = (0, 0);
+        self.debt = 0;
+        self.disown();
     }
 }

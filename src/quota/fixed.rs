@@ -52,19 +52,14 @@ impl Counter for Fixed {
         if self.count == 0 { 0 } else { self.end - self.now }
     }
 
-    fn take(&mut self, units: u32) {
-        self.count = self.count.saturating_add(units);
+    fn take(&mut self, units: u32) -> u32 {
+        let taken = units.min(u32::MAX - self.count);
+        self.count += taken;
+        taken
     }
 
     fn receipt(&self, units: u32) -> Receipt {
-        Receipt {
-            birth: self.birth,
-            mark: self.start,
-            position: 0,
-            returned: 0,
-            limit: self.limit,
-            units,
-        }
+        Receipt { birth: self.birth, mark: self.start, position: 0, returned: 0, units }
     }
 
     fn refund(&mut self, units: u32, receipt: &Receipt) {

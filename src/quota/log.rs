@@ -69,27 +69,25 @@ impl Counter for Log {
         self.entries.last().map_or(0, |(time, _)| time + self.period - self.now)
     }
 
-    fn take(&mut self, units: u32) {
+    fn take(&mut self, units: u32) -> u32 {
         let full = self.entries.len() >= LONGEST_LOG as usize;
         match self.entries.last_mut() {
             // Forced units may come without end; beyond the longest log they share an entry, which
             // is as young as the youngest of them.
             Some((time, count)) if *time == self.now || full => {
-                (*time, *count) = (self.now, count.saturating_add(units));
+                let taken = units.min(u32::MAX - *count);
+                (*time, *count) = (self.now, *count + taken);
+                taken
             }
-            _ => self.entries.push((self.now, units)),
+            _ => {
+                self.entries.push((self.now, units));
+                units
+            }
         }
     }
 
     fn receipt(&self, units: u32) -> Receipt {
-        Receipt {
-            birth: self.birth,
-            mark: self.now,
-            position: 0,
-            returned: 0,
-            limit: self.limit,
-            units,
-        }
+        Receipt { birth: self.birth, mark: self.now, position: 0, returned: 0, units }
     }
 
     fn refund(&mut self, units: u32, receipt: &Receipt) {

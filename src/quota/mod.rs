@@ -14,15 +14,24 @@
 //! |---|---|---|---|
 //! | [`SlidingWindow`](Algorithm::SlidingWindow) | 2L - 1, and about 1.1 L under natural traffic | two counts | the default: "100 per minute" as people mean it |
 //! | [`FixedWindow`](Algorithm::FixedWindow) | 2L | one count | quotas that are sold or billed |
-//! | [`CalendarDay`](Algorithm::CalendarDay), [`CalendarMonth`](Algorithm::CalendarMonth) | 2L, L per calendar day or month (UTC) | one count | plans |
+//! | [`CalendarDay`](Algorithm::CalendarDay), [`CalendarMonth`](Algorithm::CalendarMonth) | L per calendar day or month (UTC): 2L in any 24 hours, 3L in 31 days (around February) | one count | plans |
 //! | [`TokenBucket`](Algorithm::TokenBucket) | burst + L | one level | smoothing, with room for bursts |
 //! | [`StrictWindow`](Algorithm::StrictWindow) | L, never more | slots + 1 counts | passwords, SMS |
 //! | [`SlidingLog`](Algorithm::SlidingLog) | L, never more | up to L times | small exact limits |
 //!
+//! Units that were refunded do not count, and no refund, in whatever order, raises these numbers.
+//! They do not hold across a clock that is set: forward, usage ends early; back, it lasts for at
+//! most one more window (two of a sliding window, one refill of a bucket). Forced units are counted
+//! and not limited; a bucket forgets those beyond its burst, and then also the receipts from before.
+//!
+//! A changed limit applies from the next step on, to the time since the last step too: a bucket
+//! refills that time at the new rate.
+//!
 //! # Arithmetic
 //!
-//! Times are microseconds, counts are at most 2^32 - 1, and every product stays below 2^53, so that
-//! the doubles of Lua hold it exactly. To that end a sliding window or bucket divides its period
+//! Times are microseconds, counts are at most 2^32 - 1, and every number that decides stays within
+//! 2^53, so that the doubles of Lua hold it exactly. (What a bucket drained in a long time can be
+//! more; it is only compared with the debt, which is not.) To that end a sliding window or bucket divides its period
 //! into at most 2^20 ticks of 1, 2 or 5 times a power of ten microseconds.
 
 use std::{fmt, time::Duration};
@@ -43,6 +52,7 @@ use crate::storage::{Receipt, Spend, Verdict};
 
 const SHORTEST_PERIOD: Duration = Duration::from_millis(1);
 const LONGEST_PERIOD: Duration = Duration::from_secs(366 * 86_400);
+const LONGEST_REFILL: Duration = Duration::from_secs(100 * 366 * 86_400);
 const MOST_TICKS: u64 = 1 << 20;
 /// A log grows with its limit.
 const LONGEST_LOG: u32 = 1_000;
@@ -110,6 +120,8 @@ pub enum QuotaError {
     LogTooLong(u32),
     /// A strict window has 1 to 60 slots.
     SlotsOutOfRange(u8),
+    /// A bucket of this burst would take more than 100 years to fill.
+    RefillTooLong(u32),
 }
 
 impl fmt::Display for QuotaError {
@@ -130,6 +142,9 @@ impl fmt::Display for QuotaError {
             ),
             Self::SlotsOutOfRange(slots) => {
                 write!(f, "a strict window of {slots} slots is out of range: use 1 to {MOST_SLOTS}")
+            }
+            Self::RefillTooLong(burst) => {
+                write!(f, "a burst of {burst} takes more than 100 years to refill at this rate")
             }
         }
     }
@@ -186,6 +201,13 @@ impl Quota {
         }
         match algorithm {
             Algorithm::TokenBucket { burst: 0 } => return Err(QuotaError::ZeroBurst),
+            // The time to fill must fit into a time, and below 2^53 into a double.
+            Algorithm::TokenBucket { burst }
+                if burst as u128 * period.as_micros()
+                    > LONGEST_REFILL.as_micros() * limit as u128 =>
+            {
+                return Err(QuotaError::RefillTooLong(burst));
+            }
             Algorithm::StrictWindow { slots } if slots == 0 || slots > MOST_SLOTS => {
                 return Err(QuotaError::SlotsOutOfRange(slots));
             }
@@ -212,6 +234,9 @@ impl Quota {
                 panic!("a sliding log holds at most 1,000 units; use a strict window")
             }
             Err(QuotaError::SlotsOutOfRange(_)) => panic!("a strict window has 1 to 60 slots"),
+            Err(QuotaError::RefillTooLong(_)) => {
+                panic!("a bucket of this burst takes more than 100 years to refill")
+            }
         }
     }
 
@@ -263,7 +288,8 @@ impl Quota {
     ///
     /// # Panics
     ///
-    /// As [`sliding_window`](Self::sliding_window), and if the burst is zero.
+    /// As [`sliding_window`](Self::sliding_window), and if the burst is zero or takes more than 100
+    /// years to refill.
     #[track_caller]
     pub const fn token_bucket(limit: u32, period: Duration, burst: u32) -> Self {
         Self::checked(Algorithm::TokenBucket { burst }, limit, period)
@@ -374,14 +400,19 @@ trait Counter {
     fn wait(&self, units: u32) -> Option<u64>;
     /// Microseconds until all is free.
     fn until_full(&self) -> u64;
-    /// Takes units without asking. Saturates.
-    fn take(&mut self, units: u32);
+    /// Takes units without asking, and says how many: fewer where the counter saturates.
+    fn take(&mut self, units: u32) -> u32;
     /// Where a receipt for what was just taken points.
     fn receipt(&self, units: u32) -> Receipt;
     /// Gives back, as far as the receipt's place is still there.
     fn refund(&mut self, units: u32, receipt: &Receipt);
     /// Forgets all usage, receipts included.
     fn reset(&mut self);
+}
+
+fn take(counter: &mut impl Counter, units: u32) -> Option<Receipt> {
+    let taken = if units > 0 { counter.take(units) } else { 0 };
+    (taken > 0).then(|| counter.receipt(taken))
 }
 
 /// Spends on a counter that is up to date.
@@ -391,10 +422,7 @@ fn spend_on(counter: &mut impl Counter, capacity: u32, spend: Spend) -> Verdict 
     match spend {
         Spend::Take(units) => {
             if units <= counter.free() {
-                if units > 0 {
-                    counter.take(units);
-                    receipt = Some(counter.receipt(units));
-                }
+                receipt = take(counter, units);
             } else {
                 retry_after = counter.wait(units);
             }
@@ -404,12 +432,7 @@ fn spend_on(counter: &mut impl Counter, capacity: u32, spend: Spend) -> Verdict 
                 retry_after = counter.wait(1);
             }
         }
-        Spend::Force(units) => {
-            if units > 0 {
-                counter.take(units);
-                receipt = Some(counter.receipt(units));
-            }
-        }
+        Spend::Force(units) => receipt = take(counter, units),
         Spend::Refund { units, receipt } => counter.refund(units.min(receipt.units), &receipt),
         Spend::Reset => counter.reset(),
     }

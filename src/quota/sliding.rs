@@ -85,7 +85,8 @@ impl Counter for Sliding {
         if units > limit {
             return None;
         }
-        let over = (self.used() + units * self.ticks).saturating_sub(limit * self.ticks);
+        // Not "used plus units minus limit", whose first sum could pass 2^53.
+        let over = self.used().saturating_sub((limit - units) * self.ticks);
         if over == 0 {
             return Some(0);
         }
@@ -107,19 +108,14 @@ impl Counter for Sliding {
         }
     }
 
-    fn take(&mut self, units: u32) {
-        self.current = self.current.saturating_add(units);
+    fn take(&mut self, units: u32) -> u32 {
+        let taken = units.min(u32::MAX - self.current);
+        self.current += taken;
+        taken
     }
 
     fn receipt(&self, units: u32) -> Receipt {
-        Receipt {
-            birth: self.birth,
-            mark: self.start,
-            position: 0,
-            returned: 0,
-            limit: self.limit,
-            units,
-        }
+        Receipt { birth: self.birth, mark: self.start, position: 0, returned: 0, units }
     }
 
     fn refund(&mut self, units: u32, receipt: &Receipt) {

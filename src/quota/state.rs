@@ -35,7 +35,7 @@ pub enum State {
         at: u64,
         /// What is to drain until the bucket is full, in units times the ticks of a period.
         debt: u64,
-        /// Debt that was refunded since the birth.
+        /// Debt that has left since the birth, drained or refunded.
         returned: u64,
     },
     /// Of a strict window.

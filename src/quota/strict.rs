@@ -89,19 +89,14 @@ impl Counter for Strict {
         }
     }
 
-    fn take(&mut self, units: u32) {
-        self.counts[0] = self.counts[0].saturating_add(units);
+    fn take(&mut self, units: u32) -> u32 {
+        let taken = units.min(u32::MAX - self.counts[0]);
+        self.counts[0] += taken;
+        taken
     }
 
     fn receipt(&self, units: u32) -> Receipt {
-        Receipt {
-            birth: self.birth,
-            mark: self.slot,
-            position: 0,
-            returned: 0,
-            limit: self.limit,
-            units,
-        }
+        Receipt { birth: self.birth, mark: self.slot, position: 0, returned: 0, units }
     }
 
     fn refund(&mut self, units: u32, receipt: &Receipt) {

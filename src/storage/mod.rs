@@ -48,16 +48,36 @@
 //! - A [`Fence`] is (generation, last stamp) at the time of a lookup. Every entry that was put with
 //!   a fence remembers it.
 //! - A put with a fence is refused (`Conflict`) when the record is missing, has another generation,
-//!   has a floor above the fence's stamp or a last stamp below it, or when one of the put's tags
-//!   was invalidated hard after the fence. A tagged put needs a fence, unless it is a `Version`
-//!   put.
-//! - An entry with a fence is dead when the same holds for its own fence and tags.
+//!   has a floor above the fence's stamp or a last stamp below it, when one of the put's tags was
+//!   invalidated hard after the fence, or when a connection of the backend was replaced since the
+//!   fence was taken ([`Fence::epoch`]). A tagged put needs a fence, unless it is a `Version` put.
+//! - An entry with a fence is dead when the same holds for its own fence and tags, the connection
+//!   apart: it went back together with the record.
 //! - [`Tags::All`] starts a new generation: it ends everything in the namespace that has a fence.
 //!   Entries without a fence (claims, leases) do not belong to the record; only `delete` ends them.
 //! - Only a lookup that asks for a fence and an invalidation create a missing record. So losing the
 //!   record costs cache hits and ends tagged sessions, never correctness.
-//! - The record may forget a tag when every entry that could carry it is dead. It then raises the
-//!   floor to the stamp that it forgot.
+//! - The record may forget a tag when every entry that it ended would have expired. It then raises
+//!   the floor to the stamp that it forgot. An entry whose fence is older, because its handler took
+//!   long, may thereby die early, by no more than the time that the handler took.
+//!
+//! ## Failover
+//!
+//! A server that comes up in an earlier state, after a restart or as a replica that was promoted,
+//! has lost the last invalidations although they were acknowledged, and serves what was there
+//! before them. Nothing else is promised less: what is put from then on is never older than any
+//! invalidation acknowledged before its lookup, lost or not. This needs two things of a backend.
+//!
+//! - *Epochs.* The record gives stamps again that it gave before, so a fence from before must not
+//!   pass for one of now. When a connection is replaced, all are, and the epoch is counted up: one
+//!   that was left behind would hand out fences of the demoted server. A failover that no
+//!   connection notices, as behind a proxy, is harmless only until the record's stamps have caught
+//!   up with the lost ones.
+//! - *One state.* The record goes back only together with its entries. Entries may go back, or be
+//!   lost, alone; a record that may have gone back alone must start a new generation.
+//!
+//! `tests/fence_model.rs` searches these rules exhaustively and shows for each clause what happens
+//! without it.
 //!
 //! # Time
 //!

@@ -1,6 +1,6 @@
 //! The record of invalidated tags, as pure functions.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Fence, Invalidation};
 
@@ -22,7 +22,8 @@ pub struct Record {
     last: u64,
     floor: u64,
     longest: u64,
-    tags: HashMap<TagDigest, Stamps>,
+    /// Trees, which never stop to rehash.
+    tags: BTreeMap<TagDigest, Stamps>,
     by_age: BTreeSet<(u64, TagDigest)>,
 }
 
@@ -47,7 +48,7 @@ impl Record {
             last: 0,
             floor: 0,
             longest: 0,
-            tags: HashMap::new(),
+            tags: BTreeMap::new(),
             by_age: BTreeSet::new(),
         }
     }
@@ -57,7 +58,8 @@ impl Record {
         Fence::new(self.generation, self.last, epoch)
     }
 
-    /// Whether an entry with this fence and these tags may be stored or served.
+    /// Whether an entry with this fence and these tags may be stored or served. The epoch is not
+    /// looked at: before it stores, a backend with connections compares that with its own.
     pub fn admits(&self, fence: &Fence, tags: &[TagDigest]) -> bool {
         fence.generation() == self.generation
             && (self.floor..=self.last).contains(&fence.stamp())
@@ -76,6 +78,11 @@ impl Record {
     /// Notes that an entry may live this long, so that its tags are remembered for that time.
     pub fn keep_for(&mut self, life: u64) {
         self.longest = self.longest.max(life);
+    }
+
+    /// The longest life that was announced.
+    pub fn longest_life(&self) -> u64 {
+        self.longest
     }
 
     /// Invalidates tags, and forgets a few that nothing can carry any more.

@@ -28,7 +28,9 @@ impl Version {
 /// When a lookup saw the namespace's [record of invalidated tags](crate::storage#tags).
 ///
 /// Taken before an answer is computed and handed to the [`put`](crate::Storage::put) that stores
-/// it, a fence makes sure that nothing which was invalidated in between is ever served.
+/// it, a fence makes sure that nothing which was invalidated in between is ever served. Whoever wants
+/// to share an answer that is already being computed may do so only if the own lookup saw an equal
+/// fence.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fence {
     generation: u128,
@@ -53,7 +55,8 @@ impl Fence {
         self.stamp
     }
 
-    /// Which connection, counted up with every replacement.
+    /// Which set of connections. When one of them is replaced, all are, and the number is counted
+    /// up; a put with the fence of another epoch is refused.
     pub const fn epoch(&self) -> u64 {
         self.epoch
     }
@@ -328,7 +331,6 @@ pub struct Receipt {
     pub(crate) mark: u64,
     pub(crate) position: u64,
     pub(crate) returned: u64,
-    pub(crate) limit: u32,
     pub(crate) units: u32,
 }
 

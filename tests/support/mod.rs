@@ -225,6 +225,20 @@ impl RedisServer {
             .unwrap_or(0)
     }
 
+    /// Every key has an end, and the prefix: to be called at the end of a suite.
+    pub(crate) fn check_keys(&self, prefix: &str) {
+        let script = format!(
+            "local at = '0' \
+             repeat local page = redis.call('SCAN', at) at = page[1] \
+             for _, key in ipairs(page[2]) do \
+             if key:sub(1, {length}) ~= '{prefix}:' then return 'not under the prefix: ' .. key end \
+             if redis.call('PTTL', key) < 0 then return 'without an end: ' .. key end \
+             end until at == '0' return 'fine'",
+            length = prefix.len() + 1,
+        );
+        assert_eq!(self.ask(&format!("EVAL \"{script}\" 0")), "$4\r\nfine\r\n");
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }

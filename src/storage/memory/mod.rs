@@ -1,27 +1,86 @@
 //! State in this process.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc};
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{
-    Capabilities, Charge, Entry, Fence, Get, HashKey, Invalidation, Key, Lookup, Name, Put,
-    PutOutcome, Record, Result, Storage, TagDigest, Tags, Verdict, Version, When, check_charges,
-    check_put, micros,
+    AnyStorage, Capabilities, Charge, Error, ErrorKind, Get, HashKey, Invalidation, Key, Lookup,
+    Name, Put, PutOutcome, Result, Storage, Tag, TagDigest, Tags, Verdict, When, check_charges,
+    check_put,
 };
-use crate::{clock, quota::State};
+
+mod budget;
+mod builder;
+mod chunks;
+mod counters;
+mod entries;
+mod item;
+mod overflow;
+mod records;
+mod shard;
+mod table;
+
+pub use self::builder::{MemoryStats, MemoryStorageBuilder};
+use self::{budget::Bounds, counters::Counters, entries::Entries};
 
 /// State in this process: the embedded default.
 ///
-/// Clones share one state. Time is [`tokio::time::Instant`], so that tests under
-/// `#[tokio::test(start_paused = true)]` drive every expiry with [`tokio::time::advance`]; only
-/// calendar quotas look at the wall clock, once, when the storage is made.
+/// Clones share one state. It is lost with the process, and each process has its own.
+///
+/// # Bounds
+///
+/// The storage is bounded in bytes, counters and entries; the [builder](Self::builder) sets the
+/// bounds. What happens at a bound depends on what is to be stored:
+///
+/// - Entries that were put [`evictable`](Put::evictable) make room for whatever comes, those first
+///   that were not used for long.
+/// - Live counters and all other entries stay until they expire. A put that finds no room is
+///   refused with [`Full`](super::ErrorKind::Full).
+/// - A new identity that finds no room for a counter shares one of 1,024 with others, chosen by a
+///   keyed hash of its [network prefix](super::Identity::group), or of the identity if it has none.
+///   So a flood of made-up identities can neither reset the counter of an offender nor lock out
+///   everybody else. Who gets a counter of his own later starts with what the shared one has
+///   counted, if the period is at most an hour. [`overflowed`](MemoryStats::overflowed) counts
+///   these charges, and the first is logged.
+///
+/// The counter of one identity takes less than 80 bytes with a sliding, fixed or calendar window or
+/// a token bucket; a strict window adds 64 and a log up to 16 for each unit. An entry takes less
+/// than 160 bytes beside its value, and one with tags up to 130 more.
+///
+/// # Expiry
+///
+/// Nothing sweeps: each operation looks at a few neighbours and drops what is dead, and tables grow
+/// and shrink by one bucket at a time. No call ever stops for the whole, whatever its size.
+///
+/// # Time
+///
+/// Time is [`tokio::time::Instant`], so that tests under `#[tokio::test(start_paused = true)]`
+/// drive every expiry with `tokio::time::advance`. Only calendar quotas look at the wall clock,
+/// once, when the storage is made.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_keep::{
+///     MemoryStorage, Quota, Storage,
+///     storage::{Charge, Identity, Key, Name, Spend},
+/// };
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> tower_keep::storage::Result<()> {
+/// let storage = MemoryStorage::new();
+/// let key = Key::new(&Name::new("api"), &Name::new("minute"), Identity::new("client 7"));
+/// let quota = Quota::sliding_window(1, Duration::from_secs(60));
+///
+/// let charge = [Charge::new(&key, quota, Spend::Take(1))];
+/// assert!(storage.acquire(&charge).await?[0].allowed);
+/// assert!(!storage.acquire(&charge).await?[0].allowed);
+/// assert_eq!(storage.stats().counters, 1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct MemoryStorage {
     inner: Arc<Inner>,
@@ -31,46 +90,25 @@ struct Inner {
     hash_key: HashKey,
     started: Instant,
     started_us: u64,
-    state: Mutex<Tables>,
-}
-
-#[derive(Default)]
-struct Tables {
-    counters: HashMap<[u8; 16], (State, u64)>,
-    entries: HashMap<[u8; 16], Slot>,
-    records: HashMap<Name, Record>,
-    last_version: u64,
-}
-
-struct Slot {
-    value: Bytes,
-    version: u64,
-    written: u64,
-    expires: u64,
-    deadline: Option<u64>,
-    fence: Option<Fence>,
-    tags: Box<[TagDigest]>,
+    bounds: Bounds,
+    counters: Counters,
+    entries: Entries,
 }
 
 impl MemoryStorage {
-    /// An empty storage.
+    /// An empty storage of at most 256 MiB.
     pub fn new() -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                hash_key: HashKey::random(),
-                started: Instant::now(),
-                started_us: clock::since_epoch().as_micros() as u64,
-                state: Mutex::default(),
-            }),
-        }
+        Self::builder().build()
     }
 
-    fn now(&self) -> u64 {
-        self.inner.started_us + self.inner.started.elapsed().as_micros() as u64
+    /// Sets the bounds.
+    pub fn builder() -> MemoryStorageBuilder {
+        MemoryStorageBuilder::new()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Tables> {
-        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How full the storage is.
+    pub fn stats(&self) -> MemoryStats {
+        self.inner.stats()
     }
 }
 
@@ -82,178 +120,100 @@ impl Default for MemoryStorage {
 
 impl fmt::Debug for MemoryStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryStorage").finish_non_exhaustive()
+        let stats = self.stats();
+        f.debug_struct("MemoryStorage")
+            .field("counters", &stats.counters)
+            .field("entries", &stats.entries)
+            .field("bytes", &stats.bytes)
+            .finish_non_exhaustive()
     }
 }
 
-impl Slot {
-    fn entry(&self, now: u64, record: Option<&Record>) -> Entry {
-        let mut entry = Entry::new(
-            self.value.clone(),
-            Version::from_u64(self.version),
-            Duration::from_micros(now - self.written),
-            Duration::from_micros(self.expires - now),
-        );
-        entry.life_left = self.deadline.map(|deadline| Duration::from_micros(deadline - now));
-        entry.stale = self
-            .fence
-            .zip(record)
-            .is_some_and(|(fence, record)| record.is_stale(&fence, &self.tags));
-        entry
+impl Inner {
+    /// Microseconds since the Unix epoch, on a clock that is never set.
+    fn now(&self) -> u64 {
+        self.started_us + self.started.elapsed().as_micros() as u64
     }
-}
 
-impl Tables {
-    fn live(&mut self, namespace: &Name, digest: &[u8; 16], now: u64) -> Option<&mut Slot> {
-        let record = self.records.get(namespace);
-        let slot = self.entries.get_mut(digest)?;
-        let admitted = slot
-            .fence
-            .is_none_or(|fence| record.is_some_and(|record| record.admits(&fence, &slot.tags)));
-        (admitted && now < slot.expires).then_some(slot)
+    fn digests(&self, namespace: &Name, tags: &[Tag]) -> Box<[TagDigest]> {
+        tags.iter().map(|tag| tag.digest(namespace, &self.hash_key)).collect()
+    }
+
+    fn acquire(&self, charges: &[Charge<'_>]) -> Result<Vec<Verdict>> {
+        if let [charge] = charges {
+            let digest = charge.key.digest(&self.hash_key);
+            if let Some(verdict) = self.counters.charge(charge, &digest, self.now(), &self.bounds) {
+                return Ok(vec![verdict]);
+            }
+            return self.acquire_all(charges, &[digest]);
+        }
+        check_charges(charges)?;
+        let digests: Vec<_> =
+            charges.iter().map(|charge| charge.key.digest(&self.hash_key)).collect();
+        self.acquire_all(charges, &digests)
+    }
+
+    fn acquire_all(&self, charges: &[Charge<'_>], digests: &[[u8; 16]]) -> Result<Vec<Verdict>> {
+        let (now, bounds) = (self.now(), &self.bounds);
+        let charge_all =
+            |share| self.counters.charge_all(charges, digests, share, now, &self.hash_key, bounds);
+        // Without entries there is nothing to evict.
+        if bounds.entries.used() > 0 {
+            match charge_all(false) {
+                Ok(verdicts) => return Ok(verdicts),
+                Err(short) => self.entries.make_room_for_counter(short, now, bounds),
+            }
+        }
+        charge_all(true).map_err(|_| {
+            Error::new(ErrorKind::Full, "the memory storage has no room for another counter")
+        })
     }
 }
 
 #[deny(clippy::missing_trait_methods)]
 impl Storage for MemoryStorage {
     async fn get(&self, key: &Key, get: Get) -> Result<Lookup> {
-        let (now, digest) = (self.now(), key.digest(&self.inner.hash_key));
-        let mut tables = self.lock();
-        if let Some(slot) = tables.live(key.namespace(), &digest, now)
-            && let Some(touch) = get.touch
-        {
-            let expires = (now + micros(touch.ttl)).min(slot.deadline.unwrap_or(u64::MAX));
-            if expires > slot.expires + micros(touch.slack) {
-                slot.expires = expires;
-            }
-        }
-        let fence = get.fence.then(|| {
-            let new = || Record::new(u128::from_be_bytes(HashKey::random().digest(&[])));
-            tables.records.entry(key.namespace().clone()).or_insert_with(new).fence(0)
-        });
-        let entry = tables
-            .live(key.namespace(), &digest, now)
-            .is_some()
-            .then(|| tables.entries[&digest].entry(now, tables.records.get(key.namespace())));
-        Ok(Lookup::new(entry, fence))
+        let inner = &*self.inner;
+        let digest = key.digest(&inner.hash_key);
+        Ok(inner.entries.get(key, &digest, get, inner.now(), &inner.bounds))
     }
 
     async fn put(&self, key: &Key, put: Put<'_>) -> Result<PutOutcome> {
         check_put(&put)?;
-        let (now, digest) = (self.now(), key.digest(&self.inner.hash_key));
-        let tags: Box<[_]> =
-            put.tags.iter().map(|tag| tag.digest(key.namespace(), &self.inner.hash_key)).collect();
-        let mut tables = self.lock();
-        let current = tables.live(key.namespace(), &digest, now).map(|slot| slot.version);
-        let allowed = match put.when {
-            When::Always => true,
-            When::Absent => current.is_none(),
-            When::Version(version) => current == Some(version.as_u64()),
-        };
-        let admitted = put.fence.is_none_or(|fence| {
-            tables.records.get(key.namespace()).is_some_and(|record| record.admits(&fence, &tags))
-        });
-        if !allowed || !admitted {
-            let record = tables.records.get(key.namespace());
-            let entry = current.map(|_| tables.entries[&digest].entry(now, record));
-            return Ok(PutOutcome::Conflict(entry));
-        }
-        let version = now.max(tables.last_version + 1);
-        tables.last_version = version;
-        let limit = put.max_lifetime.map(|lifetime| now + micros(lifetime));
-        let old = match put.when {
-            When::Version(_) => tables.entries.remove(&digest),
-            _ => None,
-        };
-        let (deadline, fence, tags) = match old {
-            Some(old) => (old.deadline.into_iter().chain(limit).min(), old.fence, old.tags),
-            None => (limit, put.fence, tags),
-        };
-        if let (Some(fence), Some(deadline)) = (fence, deadline) {
-            debug_assert_eq!(fence.epoch(), 0);
-            if let Some(record) = tables.records.get_mut(key.namespace()) {
-                record.keep_for(deadline - now);
-            }
-        }
-        let expires = (now + micros(put.ttl)).min(deadline.unwrap_or(u64::MAX));
-        let slot = Slot { value: put.value, version, written: now, expires, deadline, fence, tags };
-        tables.entries.insert(digest, slot);
-        Ok(PutOutcome::Stored(Version::from_u64(version)))
+        let inner = &*self.inner;
+        let digest = key.digest(&inner.hash_key);
+        let tags = inner.digests(key.namespace(), put.tags);
+        inner.entries.put(key, &digest, &put, tags, inner.now(), &inner.bounds)
     }
 
     async fn delete(&self, key: &Key, when: When) -> Result<bool> {
-        let (now, digest) = (self.now(), key.digest(&self.inner.hash_key));
-        let mut tables = self.lock();
-        let current = tables.live(key.namespace(), &digest, now).map(|slot| slot.version);
-        let allowed = match when {
-            When::Always => current.is_some(),
-            When::Absent => false,
-            When::Version(version) => current == Some(version.as_u64()),
-        };
-        if allowed {
-            tables.entries.remove(&digest);
-        }
-        Ok(allowed)
+        let inner = &*self.inner;
+        let digest = key.digest(&inner.hash_key);
+        Ok(inner.entries.delete(&digest, when, inner.now(), &inner.bounds))
     }
 
     async fn invalidate(&self, namespace: &Name, tags: Tags<'_>, how: Invalidation) -> Result<()> {
-        let now = self.now();
-        let new = || Record::new(u128::from_be_bytes(HashKey::random().digest(&[])));
-        let mut tables = self.lock();
+        let inner = &*self.inner;
+        let (records, bytes) = (inner.entries.records(), &inner.bounds.bytes);
         match tags {
-            Tags::All => {
-                tables.records.insert(namespace.clone(), new());
-            }
+            Tags::All => records.renew(namespace, bytes),
             Tags::Any(tags) => {
-                let tags: Vec<_> =
-                    tags.iter().map(|tag| tag.digest(namespace, &self.inner.hash_key)).collect();
-                let record = tables.records.entry(namespace.clone()).or_insert_with(new);
-                record.invalidate(now, &tags, how);
+                let tags = inner.digests(namespace, tags);
+                records.invalidate(namespace, inner.now(), &tags, how, bytes);
             }
         }
         Ok(())
     }
 
     async fn acquire(&self, charges: &[Charge<'_>]) -> Result<Vec<Verdict>> {
-        check_charges(charges)?;
-        let now = self.now();
-        let mut tables = self.lock();
-        let digests: Vec<_> =
-            charges.iter().map(|charge| charge.key.digest(&self.inner.hash_key)).collect();
-        let states: Vec<_> = digests
-            .iter()
-            .map(|digest| {
-                tables.counters.get(digest).filter(|(_, end)| now < *end).map(|(state, _)| state)
-            })
-            .collect();
-        let steps: Vec<_> = charges
-            .iter()
-            .zip(&states)
-            .map(|(charge, state)| charge.quota.step(*state, now, charge.spend))
-            .collect();
-        if charges.iter().zip(&steps).any(|(charge, step)| charge.enforce && !step.verdict.allowed)
-        {
-            let judged = charges
-                .iter()
-                .zip(&states)
-                .map(|(charge, state)| charge.quota.judge(*state, now, charge.spend));
-            return Ok(judged.collect());
-        }
-        let mut verdicts = Vec::with_capacity(steps.len());
-        for ((digest, charge), step) in digests.into_iter().zip(charges).zip(steps) {
-            if charge.spend.changes() && step.verdict.allowed {
-                tables.counters.insert(digest, (step.state, now + step.keep_us));
-            }
-            verdicts.push(step.verdict);
-        }
-        Ok(verdicts)
+        self.inner.acquire(charges)
     }
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::new().with_local().with_atomic_across_identities()
     }
 
-    fn erase(self) -> super::AnyStorage {
-        super::AnyStorage::new(self)
+    fn erase(self) -> AnyStorage {
+        AnyStorage::new(self)
     }
 }

@@ -89,7 +89,7 @@ pub(super) fn charge(charge: &Charge<'_>, digest: [u8; 16]) -> Vec<u8> {
         Spend::Refund { units, receipt } => (REFUND, units.min(receipt.units), Some(receipt)),
         Spend::Reset => (RESET, 0, None),
     };
-    let mut bytes = Vec::with_capacity(42 + 36);
+    let mut bytes = Vec::with_capacity(42 + 32);
     bytes.extend_from_slice(&counter_head(charge, digest));
     bytes.extend_from_slice(&[letter, spend, charge.enforce.into()]);
     for number in [quota.limit(), extra, units] {
@@ -102,7 +102,6 @@ pub(super) fn charge(charge: &Charge<'_>, digest: [u8; 16]) -> Vec<u8> {
         for number in [receipt.birth, receipt.mark, receipt.position, receipt.returned] {
             bytes.extend_from_slice(&number.to_be_bytes());
         }
-        bytes.extend_from_slice(&receipt.limit.to_be_bytes());
     }
     bytes
 }
@@ -125,15 +124,16 @@ pub(super) fn verdicts(
 fn verdict(reply: &mut Reader<'_>, charge: &Charge<'_>) -> Result<Verdict> {
     let flags = reply.u8()?;
     let remaining = reply.u32()?;
-    let [reset, replenish, retry, birth, mark, position, returned] = reply.u64s()?;
-    let receipt =
-        |units| Receipt { birth, mark, position, returned, limit: charge.quota.limit(), units };
+    let [reset, replenish, retry, birth, mark, position, returned, taken] = reply.u64s()?;
     let (receipt, retry_after) = match (flags, charge.spend) {
         (0, _) => (None, Some(Duration::from_micros(retry))),
         (ALLOWED, _) => (None, Some(Duration::ZERO)),
         (NEVER, _) => (None, None),
         (flags, Spend::Take(units) | Spend::Force(units)) if flags == ALLOWED | RECEIPT => {
-            (Some(receipt(units)), Some(Duration::ZERO))
+            // Of what was forced, a counter that is full takes less.
+            let units = u32::try_from(taken).unwrap_or(u32::MAX).min(units);
+            let receipt = Receipt { birth, mark, position, returned, units };
+            (Some(receipt), Some(Duration::ZERO))
         }
         _ => return Err(corrupt()),
     };

@@ -7,17 +7,17 @@
 --         algorithm 1 (s f d m b w l), spend 1, enforced 1,
 --         limit u32, burst or slots u32, units u32,
 --         tick, period or width of a slot u64, ticks u64,
---         and for a refund its receipt: birth, mark, position, returned u64, limit u32
+--         and for a refund its receipt: birth, mark, position, returned u64
 -- reply check 8, now u64, then for each charge
 --         flags 1 (1 allowed, 2 never, 4 receipt), remaining u32,
---         reset, replenish, retry, birth, mark, position, returned u64
+--         reset, replenish, retry, birth, mark, position, returned, taken u64
 -- value head 11, then as State::encode of quota/state.rs; any other bytes count as no state
 --
 -- The arithmetic is that of quota/*.rs, integer for integer; the reasons are told there.
 --
 -- Each algorithm takes (value, head, now, spend, units, limit, extra, tick, ticks, and a receipt)
 -- and returns retry (-1: never), remaining, reset, replenish, the value to store or nil, how long
--- it is worth keeping, birth, mark, position, returned.
+-- it is worth keeping, and of the receipt birth, mark, position, returned and the units taken.
 
 -- A take of nothing arrives as a peek at no units.
 local PEEK, TAKE, FORCE, REFUND = 0, 1, 2, 3
@@ -59,13 +59,13 @@ local function sliding(value, head, now, spend, units, limit, _, tick, ticks, re
   local used = previous * (ticks - elapsed) + current * ticks
   local free = used < whole and floor((whole - used) / ticks) or 0
 
-  local retry, state = 0, nil
+  local retry, taken, state = 0, 0, nil
   if spend < FORCE and units > free then
     retry = sliding_wait(units, now, limit, tick, ticks, start, previous, current, elapsed, used)
   elseif spend ~= PEEK then
     if spend < REFUND then
-      current = current + units
-      if current > MOST then current = MOST end
+      taken = current + units > MOST and MOST - current or units
+      current = current + taken
     elseif spend == REFUND then
       if receipt.birth == birth then
         if receipt.mark == start then
@@ -92,23 +92,25 @@ local function sliding(value, head, now, spend, units, limit, _, tick, ticks, re
   if free < limit then
     replenish = sliding_wait(free + 1, now, limit, tick, ticks, start, previous, current, elapsed, used)
   end
-  return retry, free, reset, replenish, state, start + 2 * width - now, birth, start, 0, 0
+  return retry, free, reset, replenish, state, start + 2 * width - now, birth, start, 0, 0, taken
 end
 
 local now = clock()
 
 -- Stores and answers the only charge of a call.
-local function finish(spend, retry, remaining, reset, replenish, state, keep, ...)
+local function finish(retry, remaining, reset, replenish, state, keep, birth, mark, position,
+    returned, taken)
   local flags = 1
   if state then
     call('SET', KEYS[1], state, 'PX', string.format('%d', ceil(keep / 1000) + LINGER))
-    if spend < REFUND then flags = 5 end
+    if taken > 0 then flags = 5 end
   elseif retry < 0 then
     flags, retry = 2, 0
   elseif retry > 0 then
     flags = 0
   end
-  return pack('>c8I8BI4I8I8I8I8I8I8I8', ARGV[1], now, flags, remaining, reset, replenish, retry, ...)
+  return pack('>c8I8BI4I8I8I8I8I8I8I8I8', ARGV[1], now, flags, remaining, reset, replenish, retry,
+    birth, mark, position, returned, taken)
 end
 
 -- By far the most calls, and so before the functions that they do not need.
@@ -116,12 +118,10 @@ if #KEYS == 1 then
   local head, algorithm, spend, _, limit, extra, units, tick, ticks = unpack(CHARGE, ARGV[2])
   if algorithm == 's' and spend < REFUND then
     local value = call('GET', KEYS[1])
-    return finish(spend, sliding(value, head, now, spend, units, limit, extra, tick, ticks))
+    return finish(sliding(value, head, now, spend, units, limit, extra, tick, ticks))
   end
 end
 
--- A hundred years: no bucket is waited for longer.
-local LONGEST_WAIT = 3162240000000000
 local DAY = 86400000000
 local LONGEST_LOG = 1000
 local MOST_RETURNED = 4503599627370496
@@ -160,13 +160,13 @@ local function windowed(value, head, now, spend, units, limit, receipt, window)
   if kept < start then count = 0 end
 
   local free = count < limit and limit - count or 0
-  local retry, state = 0, nil
+  local retry, taken, state = 0, 0, nil
   if spend < FORCE and units > free then
     retry = units > limit and -1 or stop - now
   elseif spend ~= PEEK then
     if spend < REFUND then
-      count = count + units
-      if count > MOST then count = MOST end
+      taken = count + units > MOST and MOST - count or units
+      count = count + taken
     elseif spend == REFUND then
       if receipt.birth == birth and receipt.mark == start then
         count = count > units and count - units or 0
@@ -180,7 +180,7 @@ local function windowed(value, head, now, spend, units, limit, receipt, window)
   end
   local reset = count > 0 and stop - now or 0
   local replenish = free < limit and stop - now or 0
-  return retry, free, reset, replenish, state, stop - now, birth, start, 0, 0
+  return retry, free, reset, replenish, state, stop - now, birth, start, 0, 0, taken
 end
 
 local function fixed(value, head, now, spend, units, limit, _, period, _, receipt)
@@ -211,54 +211,59 @@ local function bucket(value, head, now, spend, units, limit, burst, tick, ticks,
       birth, since, debt, returned = b, s, d, r
     end
   end
+  local function disown()
+    returned = 0
+    birth = now > birth and now or birth + 1
+  end
+  local function leave(amount)
+    debt, returned = debt - amount, returned + amount
+    if returned > MOST_RETURNED then disown() end
+  end
+  leave(at > since and math.min((at - since) * limit, debt) or 0)
   local capacity = burst * ticks
-  if at > since then debt = debt - (at - since) * limit end
-  if debt < 0 then debt = 0 end
-  if debt > capacity then debt = capacity end
+  if debt > capacity then
+    debt = capacity
+    disown()
+  end
 
   local function until_drained(owed)
     if owed <= 0 then return 0 end
-    local left = ceil(owed / limit)
-    if left >= floor(LONGEST_WAIT / tick) then return LONGEST_WAIT end
-    return (at + left) * tick - now
+    return (at + ceil(owed / limit)) * tick - now
   end
   local function wait(n)
     if n > burst then return -1 end
     return until_drained(debt + n * ticks - capacity)
   end
 
-  local retry, state = 0, nil
+  local retry, taken, state = 0, 0, nil
   if spend < FORCE and units > floor((capacity - debt) / ticks) then
     retry = wait(units)
   elseif spend ~= PEEK then
     if spend < REFUND then
-      debt = debt + units * ticks
-      if debt > capacity then debt = capacity end
+      local room, owed = capacity - debt, units * ticks
+      taken = units
+      debt = debt + math.min(owed, room)
+      if owed > room then
+        disown()
+        taken = floor(room / ticks)
+      end
     elseif spend == REFUND then
       if receipt.birth == birth then
-        local fastest = limit > receipt.limit and limit or receipt.limit
-        local left = receipt.position
-        if at > receipt.mark then left = left - (at - receipt.mark) * fastest end
-        if left < 0 then left = 0 end
-        if returned > receipt.returned then left = left - (returned - receipt.returned) end
-        if left < 0 then left = 0 end
-        local amount = math.min(units * ticks, left, debt)
-        debt, returned = debt - amount, returned + amount
-        if returned > MOST_RETURNED then
-          returned = 0
-          birth = now > birth and now or birth + 1
-        end
+        local gone = returned > receipt.returned and returned - receipt.returned or 0
+        local left = receipt.position > gone and receipt.position - gone or 0
+        leave(math.min(units * ticks, left, debt))
       end
     else
-      birth = now > birth and now or birth + 1
-      debt, returned = 0, 0
+      debt = 0
+      disown()
     end
     state = pack('>c11I8I8I8I8', head, birth, at, debt, returned)
   end
   local free = floor((capacity - debt) / ticks)
   local reset = until_drained(debt)
   local replenish = free < burst and wait(free + 1) or 0
-  return retry, free, reset, replenish, state, reset > 0 and reset or 1, birth, at, debt, returned
+  return retry, free, reset, replenish, state, reset > 0 and reset or 1, birth, 0, debt, returned,
+    taken
 end
 
 local function strict(value, head, now, spend, units, limit, slots, width, _, receipt)
@@ -299,13 +304,13 @@ local function strict(value, head, now, spend, units, limit, slots, width, _, re
 
   local free = limit - used()
   if free < 0 then free = 0 end
-  local retry, state = 0, nil
+  local retry, taken, state = 0, 0, nil
   if spend < FORCE and units > free then
     retry = wait(units)
   elseif spend ~= PEEK then
     if spend < REFUND then
-      counts[1] = counts[1] + units
-      if counts[1] > MOST then counts[1] = MOST end
+      taken = counts[1] + units > MOST and MOST - counts[1] or units
+      counts[1] = counts[1] + taken
     elseif spend == REFUND then
       local place = slot - receipt.mark + 1
       if receipt.birth == birth and place >= 1 and place <= len then
@@ -327,7 +332,7 @@ local function strict(value, head, now, spend, units, limit, slots, width, _, re
     end
   end
   local replenish = free < limit and wait(free + 1) or 0
-  return retry, free, reset, replenish, state, reset > 0 and reset or 1, birth, slot, 0, 0
+  return retry, free, reset, replenish, state, reset > 0 and reset or 1, birth, slot, 0, 0, taken
 end
 
 local function log(value, head, now, spend, units, limit, _, period, _, receipt)
@@ -371,21 +376,20 @@ local function log(value, head, now, spend, units, limit, _, period, _, receipt)
   end
 
   local free = sum < limit and limit - sum or 0
-  local retry, state = 0, nil
+  local retry, taken, state = 0, 0, nil
   if spend < FORCE and units > free then
     retry = wait(units)
   elseif spend ~= PEEK then
     if spend < REFUND then
       local newest = #times
       if newest > 0 and (times[newest] == now or newest >= LONGEST_LOG) then
-        local count = counts[newest] + units
-        if count > MOST then count = MOST end
-        sum = sum + count - counts[newest]
-        times[newest], counts[newest] = now, count
+        taken = counts[newest] + units > MOST and MOST - counts[newest] or units
+        times[newest], counts[newest] = now, counts[newest] + taken
       else
+        taken = units
         times[newest + 1], counts[newest + 1] = now, units
-        sum = sum + units
       end
+      sum = sum + taken
     elseif spend == REFUND then
       if receipt.birth == birth then
         for i = 1, #times do
@@ -411,23 +415,22 @@ local function log(value, head, now, spend, units, limit, _, period, _, receipt)
   end
   local reset = #times > 0 and times[#times] + period - now or 0
   local replenish = free < limit and wait(free + 1) or 0
-  return retry, free, reset, replenish, state, reset > 0 and reset or 1, birth, now, 0, 0
+  return retry, free, reset, replenish, state, reset > 0 and reset or 1, birth, now, 0, 0, taken
 end
 
 local algorithms =
   { s = sliding, f = fixed, d = daily, m = monthly, b = bucket, w = strict, l = log }
 
--- Returns the spend, and what the algorithm returns.
 local function step(i, value, peek)
   local head, algorithm, spend, _, limit, extra, units, tick, ticks, at = unpack(CHARGE, ARGV[i + 1])
   if peek then spend, units = PEEK, 0 end
   local receipt
   if spend == REFUND then
     receipt = {}
-    receipt.birth, receipt.mark, receipt.position, receipt.returned, receipt.limit =
-      unpack('>I8I8I8I8I4', ARGV[i + 1], at)
+    receipt.birth, receipt.mark, receipt.position, receipt.returned =
+      unpack('>I8I8I8I8', ARGV[i + 1], at)
   end
-  return spend, algorithms[algorithm](value, head, now, spend, units, limit, extra, tick, ticks, receipt)
+  return algorithms[algorithm](value, head, now, spend, units, limit, extra, tick, ticks, receipt)
 end
 
 if #KEYS == 1 then return finish(step(1, call('GET', KEYS[1]))) end
@@ -438,21 +441,21 @@ local results, granted = {}, true
 for i = 1, #KEYS do
   results[i] = { step(i, values[i]) }
   local enforced = ARGV[i + 1]:byte(14) == 1
-  if enforced and results[i][2] ~= 0 then granted = false end
+  if enforced and results[i][1] ~= 0 then granted = false end
 end
 local reply = { pack('>c8I8', ARGV[1], now) }
 for i = 1, #KEYS do
-  local spend, retry, remaining, reset, replenish, state, keep, birth, mark, position, returned =
+  local retry, remaining, reset, replenish, state, keep, birth, mark, position, returned, taken =
     spread(results[i], 1, 11)
   if state and granted then
     call('SET', KEYS[i], state, 'PX', string.format('%d', ceil(keep / 1000) + LINGER))
   elseif state then
-    spend, retry, remaining, reset, replenish = step(i, values[i], true)
+    retry, remaining, reset, replenish = step(i, values[i], true)
   end
   local flags = retry == 0 and 1 or 0
-  if state and granted and spend < REFUND then flags = 5 end
+  if state and granted and taken > 0 then flags = 5 end
   if retry < 0 then flags, retry = 2, 0 end
-  reply[i + 1] = pack('>BI4I8I8I8I8I8I8I8', flags, remaining, reset, replenish, retry,
-    birth, mark, position, returned)
+  reply[i + 1] = pack('>BI4I8I8I8I8I8I8I8I8', flags, remaining, reset, replenish, retry,
+    birth, mark, position, returned, taken)
 end
 return table.concat(reply)

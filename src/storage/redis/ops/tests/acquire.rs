@@ -109,9 +109,10 @@ fn quota(period: Duration, kind: usize) -> impl Strategy<Value = Quota> {
         7 | 8 => slots,
         _ => Just(Algorithm::SlidingLog).boxed(),
     };
-    (algorithm, amount()).prop_map(move |(algorithm, limit)| {
+    let centuries = "a bucket that takes centuries to fill is none";
+    (algorithm, amount()).prop_filter_map(centuries, move |(algorithm, limit)| {
         let most = if algorithm == Algorithm::SlidingLog { 1_000 } else { u32::MAX };
-        Quota::try_new(algorithm, limit.clamp(1, most), period).unwrap()
+        Quota::try_new(algorithm, limit.clamp(1, most), period).ok()
     })
 }
 
@@ -174,7 +175,7 @@ fn the_scripts_decide_and_store_what_the_pure_functions_do() {
             }
         }
         assert!(decided > 1_000);
-        rig.check_keys().await;
+        rig.check_keys();
     });
 }
 
@@ -415,7 +416,7 @@ fn a_decision_is_one_script_of_three_commands_and_a_refusal_of_two() {
             let expected = expected.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
             assert_eq!(counted, expected);
         }
-        rig.check_keys().await;
+        rig.check_keys();
     });
 }
 
@@ -424,7 +425,7 @@ fn a_reply_that_is_not_the_answer_is_corrupt() {
     let a = key(0);
     let charges = [Charge::new(&a, Quota::sliding_window(2, MINUTE), Spend::Take(1))];
     let check = *b"12345678";
-    let good = [&check[..], &[0; 8], &[5], &[0; 60]].concat();
+    let good = [&check[..], &[0; 8], &[5], &[0; 68]].concat();
     let read =
         |bytes: &[u8]| codec::verdicts(redis::Value::BulkString(bytes.into()), check, &charges);
     assert!(read(&good).unwrap()[0].receipt.is_some());

@@ -331,7 +331,7 @@ async fn run(rig: &mut Rig, plan: &[Op]) -> Result<(), String> {
             }
         }
     }
-    rig.check_keys().await;
+    rig.check_keys();
     Ok(())
 }
 
@@ -565,7 +565,7 @@ fn the_record_lives_as_long_as_every_entry_that_it_judges() {
         rig.storage.invalidate(&namespace(), Tags::All, Invalidation::Hard).await.unwrap();
         let life: u128 = rig.run(&[b"PTTL", &name]).await;
         assert!(life >= month.as_millis());
-        rig.check_keys().await;
+        rig.check_keys();
     });
 }
 
@@ -615,5 +615,16 @@ fn each_operation_is_one_script_of_few_commands() {
         expect("hit with fence", "evalsha 1, get 1, hmget 1, time 1").await;
         storage.invalidate(&namespace(), Tags::Any(&tags), hard).await.unwrap();
         expect("purge", "evalsha 1, hlen 1, hmget 2, hset 2, pttl 1, time 1").await;
+    });
+}
+
+#[test]
+#[should_panic(expected = "without an end: tk:x")]
+fn the_check_of_keys_notices_one_without_an_end() {
+    block_on(async {
+        let mut rig = Rig::on_virtual_time().await;
+        rig.check_keys();
+        let () = rig.run(&[b"SET", b"tk:x", b"v"]).await;
+        rig.check_keys();
     });
 }

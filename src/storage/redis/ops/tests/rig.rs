@@ -20,7 +20,7 @@ pub(super) struct Rig {
     pub(super) redis: MultiplexedConnection,
     pub(super) hash_key: HashKey,
     pub(super) prefix: Name,
-    _server: RedisServer,
+    server: RedisServer,
 }
 
 impl Rig {
@@ -49,7 +49,7 @@ impl Rig {
         let ticket = storage.inner.lanes.enter(Class::Entry).await.unwrap();
         let hash_key = ticket.hash_key().clone();
         drop(ticket);
-        Self { storage, redis, hash_key, prefix: Name::new(PREFIX), _server: server }
+        Self { storage, redis, hash_key, prefix: Name::new(PREFIX), server }
     }
 
     pub(super) async fn set_clock(&mut self, now: u64) {
@@ -86,15 +86,8 @@ impl Rig {
         cost.split(',').next().unwrap().parse().unwrap()
     }
 
-    /// Every key has a life, and the prefix.
-    pub(super) async fn check_keys(&mut self) {
-        let keys: Vec<Vec<u8>> = self.run(&[b"KEYS", b"*"]).await;
-        for key in keys {
-            let shown = String::from_utf8_lossy(&key).into_owned();
-            assert!(shown.starts_with("tk:"), "{shown} is outside the prefix");
-            let ttl: i64 = self.run(&[b"PTTL", &key]).await;
-            assert!(ttl > 0, "{shown} has no end");
-        }
+    pub(super) fn check_keys(&self) {
+        self.server.check_keys(PREFIX);
     }
 }
 
