@@ -426,7 +426,7 @@ async fn nothing_that_a_caller_passes_overflows() {
     for quota in [
         Quota::sliding_window(u32::MAX, year),
         Quota::fixed_window(u32::MAX, year),
-        Quota::token_bucket(1, year, u32::MAX),
+        Quota::token_bucket(1, year, 99),
         Quota::token_bucket(u32::MAX, Duration::from_millis(1), u32::MAX),
         Quota::strict_window(u32::MAX, year),
         Quota::sliding_log(1_000, year),

@@ -2,7 +2,7 @@
 //!
 //! [`MemoryStorage`](crate::MemoryStorage) is the embedded default; `RedisStorage` (feature
 //! `redis`) shares state between processes. To plug in another database, implement [`Storage`] and
-//! run the [conformance suite](crate::conformance) (feature `conformance`) against it.
+//! run the conformance suite (`tower_keep::conformance`, a feature) against it.
 //!
 //! # Contract
 //!

@@ -303,7 +303,8 @@ pub enum Spend {
     Take(u32),
     /// Takes nothing; the verdict says whether one unit is there.
     Peek,
-    /// Takes this many units whether they are there or not.
+    /// Takes this many units whether they are there or not. The receipt names those that the
+    /// counter could hold.
     Force(u32),
     /// Gives units of an earlier take back to the window, slot or entry of its receipt; if that is
     /// gone, gives back nothing.

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     pin::pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Waker},
     time::Duration,
 };
 
@@ -108,7 +108,7 @@ async fn give_up_after(polls: usize, request: impl Future) -> bool {
     let mut request = pin!(request);
     for _ in 0..polls {
         let mut cx = Context::from_waker(Waker::noop());
-        if let Poll::Ready(_) = request.as_mut().poll(&mut cx) {
+        if request.as_mut().poll(&mut cx).is_ready() {
             return true;
         }
         tokio::task::yield_now().await;

@@ -1,6 +1,5 @@
 //! The scripts on a real server, most of them on a clock that the test turns.
 
 mod acquire;
-mod bench;
 mod entries;
 mod rig;
