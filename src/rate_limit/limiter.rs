@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    ops::ControlFlow,
     pin::pin,
     sync::{Arc, OnceLock},
     task::{Context, Waker},
@@ -292,17 +293,17 @@ impl Shared {
     pub(super) fn decide_now(
         self: &Arc<Self>,
         question: Question,
-    ) -> Result<Result<Decision>, Question> {
+    ) -> ControlFlow<Result<Decision>, Question> {
         match question.ask(|charges| self.storage.acquire_now(charges)) {
-            Some(answer) => Ok(self.conclude(question, answer)),
-            None => Err(question),
+            Some(answer) => ControlFlow::Break(self.conclude(question, answer)),
+            None => ControlFlow::Continue(question),
         }
     }
 
     pub(super) async fn decide(self: &Arc<Self>, question: Question) -> Result<Decision> {
         let question = match self.decide_now(question) {
-            Ok(decision) => return decision,
-            Err(question) => question,
+            ControlFlow::Break(decision) => return decision,
+            ControlFlow::Continue(question) => question,
         };
         let keys = question.keys();
         let charges = question.charges(&keys);

@@ -2,6 +2,7 @@
 
 use std::{
     mem,
+    ops::ControlFlow,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -147,14 +148,14 @@ fn ask(shared: &Arc<Shared>, question: Question) -> Passage {
     }
     let settlement = policy.settlement.clone();
     let question = match shared.decide_now(question) {
-        Ok(answer) => {
+        ControlFlow::Break(answer) => {
             let reserve = |decision: &Decision| {
                 Some(Reservation::new(Arc::clone(shared), decision.clone(), settlement?))
             };
             let answer = answer.map(|decision| (reserve(&decision), decision));
             return Passage::Decided(judge(shared, answer));
         }
-        Err(question) => question,
+        ControlFlow::Continue(question) => question,
     };
     let shared = Arc::clone(shared);
     Passage::pending(async move {
