@@ -346,8 +346,8 @@ impl Shared {
         }))
     }
 
-    /// As [`decide`](Self::decide), with what was taken under a guard. On a storage that is not
-    /// local the question runs in a task of its own: if the caller goes away before the answer, the
+    /// As [`decide`](Self::decide), with what was taken under a guard. On a storage that may
+    /// have to be waited for the question runs in a task of its own: if the caller goes away before the answer, the
     /// guard in the answer gives the units back all the same.
     pub(super) async fn reserve(
         self: &Arc<Self>,
@@ -359,7 +359,7 @@ impl Shared {
             let decision = shared.decide(question).await?;
             Ok(Reservation::new(shared, decision, settlement))
         };
-        if self.is_local() {
+        if self.storage.answers_at_once() {
             return reserve.await;
         }
         match tokio::spawn(reserve).await {
@@ -409,16 +409,12 @@ impl Shared {
         self.local.get_or_init(MemoryStorage::new)
     }
 
-    fn is_local(&self) -> bool {
-        self.storage.capabilities().local
-    }
-
-    /// Runs to its end whatever becomes of the caller. A local storage answers at the first poll,
+    /// Runs to its end whatever becomes of the caller. The memory storage answers at the first poll,
     /// also where there is no runtime.
     pub(super) fn detach(&self, work: impl Future<Output = ()> + Send + 'static) {
-        if self.is_local() {
+        if self.storage.answers_at_once() {
             let ready = pin!(work).poll(&mut Context::from_waker(Waker::noop())).is_ready();
-            debug_assert!(ready, "a local storage never waits");
+            debug_assert!(ready, "the memory storage never waits");
         } else if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(work);
         }

@@ -66,7 +66,15 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         match begin(self.limiter.shared(), RequestHead::new(&request)) {
-            Passage::Decided(verdict) => ResponseFuture::decided(&mut self.inner, request, verdict),
+            Passage::Decided(verdict) => {
+                let response = ResponseFuture::decided(&mut self.inner, request, verdict);
+                if response.is_refused() {
+                    // The inner service is not called. What it reserved when it was polled ready,
+                    // such as the permit of a concurrency limit, must not wait for the next request.
+                    self.inner = self.inner.clone();
+                }
+                response
+            }
             Passage::Pending(pending) => {
                 // The service that was polled ready is the one to call:
                 // <https://docs.rs/tower/latest/tower/trait.Service.html#be-careful-when-cloning-inner-services>
