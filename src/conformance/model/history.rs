@@ -30,6 +30,9 @@ pub(super) struct History<'h, H: Harness> {
     receipts: HashMap<usize, Vec<(Receipt, Receipt)>>,
 }
 
+/// Longer than any history.
+const ANCHORED: Duration = Duration::from_secs(86_400);
+
 macro_rules! ensure {
     ($holds:expr, $($message:tt)*) => {
         if !$holds {
@@ -57,6 +60,39 @@ impl<'h, H: Harness> History<'h, H> {
     }
 
     pub(super) async fn apply(&mut self, op: &Op) -> Result<(), String> {
+        self.run(op).await?;
+        for namespace in NAMESPACES {
+            self.anchor(&Name::new(namespace)).await?;
+        }
+        Ok(())
+    }
+
+    /// Puts an entry that outlives the history into every new record of tags. When a record forgets
+    /// what nothing alive can carry is a backend's own affair, so here there is nothing to forget.
+    async fn anchor(&mut self, namespace: &Name) -> Result<(), String> {
+        if !self.model.may_forget_within(namespace, ANCHORED) {
+            return Ok(());
+        }
+        let key = Key::new(namespace, &Name::new("anchor"), Identity::global());
+        let get = Get::new().with_fence();
+        let put = |fence| {
+            let put = Put::new(Bytes::new(), ANCHORED).with_max_lifetime(ANCHORED);
+            Put { fence, ..put }
+        };
+        let fence = self.model.get(&key, get).fence;
+        let stored = self.model.put(&key, put(fence));
+        debug_assert!(matches!(stored, Ok(PutOutcome::Stored(_))));
+        let lookup = self.storage.get(&key, get).await;
+        let theirs = lookup.map_err(|error| format!("a lookup failed: {error}"))?.fence;
+        let stored = self.storage.put(&key, put(theirs)).await;
+        ensure!(
+            matches!(stored, Ok(PutOutcome::Stored(_))),
+            "a put with the fence of just now: {stored:?}"
+        );
+        Ok(())
+    }
+
+    async fn run(&mut self, op: &Op) -> Result<(), String> {
         match op {
             Op::Advance { ticks } => {
                 let by = self.harness.tick() * *ticks;

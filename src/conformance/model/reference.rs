@@ -90,6 +90,11 @@ impl Model {
         })
     }
 
+    /// Whether there is a record of tags that may forget one as old as this.
+    pub(super) fn may_forget_within(&self, namespace: &Name, life: Duration) -> bool {
+        self.records.get(namespace).is_some_and(|record| record.longest_life() < micros(life))
+    }
+
     pub(super) fn get(&mut self, key: &Key, get: Get) -> Lookup {
         if let (Some(slot), Some(touch)) = (self.slot(key), get.touch) {
             let end = (self.now + micros(touch.ttl)).min(slot.deadline.unwrap_or(u64::MAX));
