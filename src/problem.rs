@@ -90,13 +90,22 @@ impl Problem {
         self.with_member("violated-policies", names)
     }
 
-    /// The response. RFC 6585 §4: a 429 must not be stored by a cache, nor is any other of these
-    /// true for the next request.
+    /// The body, for a problem that is met often.
+    pub(crate) fn body(&self) -> Bytes {
+        serde_json::to_vec(self).expect("strings and numbers are JSON").into()
+    }
+
+    /// The response.
     pub(crate) fn into_response(self) -> Response<Bytes> {
-        let body = serde_json::to_vec(&self).expect("strings and numbers are JSON");
-        let mut response = Response::new(Bytes::from(body));
-        *response.status_mut() =
-            StatusCode::from_u16(self.status).expect("the number was made from a status");
+        let status = StatusCode::from_u16(self.status);
+        Self::response(status.expect("the number was made from a status"), self.body())
+    }
+
+    /// The response of a problem with this status and [body](Self::body). RFC 6585 §4: a 429 must
+    /// not be stored by a cache, nor is any other of these true for the next request.
+    pub(crate) fn response(status: StatusCode, body: Bytes) -> Response<Bytes> {
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.reserve(8);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

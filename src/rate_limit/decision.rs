@@ -4,10 +4,15 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::HeaderMap;
 
-use super::{Policy, Rejection, RejectionKind, headers, policy::QuotaSet};
+use super::{
+    Rejection, RejectionKind, headers,
+    limiter::InForce,
+    policy::{QuotaItem, QuotaSet},
+    tier::Choice,
+};
 use crate::{
     Quota,
-    storage::{Key, Name, Verdict},
+    storage::{Identity, Verdict},
 };
 
 /// What was decided about one request or check, quota by quota.
@@ -33,10 +38,9 @@ use crate::{
 pub struct Decision(Arc<Inner>);
 
 pub(super) struct Inner {
-    pub(super) namespace: Name,
-    pub(super) policy: Arc<Policy>,
-    pub(super) set: Arc<QuotaSet>,
-    pub(super) keys: Vec<Key>,
+    pub(super) rules: Arc<InForce>,
+    pub(super) choice: Choice,
+    pub(super) identity: Identity,
     /// Empty if the storage gave no answer and everything passes.
     pub(super) verdicts: Vec<Verdict>,
     pub(super) enforced: bool,
@@ -60,6 +64,13 @@ pub struct QuotaVerdict<'a> {
     pub verdict: &'a Verdict,
 }
 
+impl Inner {
+    pub(super) fn set(&self) -> &QuotaSet {
+        let set = self.rules.policy.quotas_of(self.choice);
+        set.expect("without quotas there is nothing to decide")
+    }
+}
+
 impl Decision {
     pub(super) fn new(inner: Inner) -> Self {
         Self(Arc::new(inner))
@@ -71,13 +82,11 @@ impl Decision {
 
     /// The same decision after its units have changed.
     pub(super) fn with_verdicts(&self, verdicts: Vec<Verdict>) -> Self {
-        let Inner { namespace, policy, set, keys, enforced, degraded, limiter, outer, .. } =
-            &*self.0;
+        let Inner { rules, choice, identity, enforced, degraded, limiter, outer, .. } = &*self.0;
         Self::new(Inner {
-            namespace: namespace.clone(),
-            policy: Arc::clone(policy),
-            set: Arc::clone(set),
-            keys: keys.clone(),
+            rules: Arc::clone(rules),
+            choice: *choice,
+            identity: identity.clone(),
             verdicts,
             enforced: *enforced,
             degraded: *degraded,
@@ -104,12 +113,12 @@ impl Decision {
 
     /// The name of the policy.
     pub fn policy(&self) -> &str {
-        self.0.policy.name()
+        self.0.rules.policy.name()
     }
 
     /// Each quota's verdict. None if the storage gave no answer and everything passes.
     pub fn quotas(&self) -> impl ExactSizeIterator<Item = QuotaVerdict<'_>> {
-        self.0.set.items.iter().zip(&self.0.verdicts).map(|(item, verdict)| QuotaVerdict {
+        self.0.set().items.iter().zip(&self.0.verdicts).map(|(item, verdict)| QuotaVerdict {
             name: item.shown.name(),
             quota: item.shown.quota(),
             verdict,
@@ -148,9 +157,17 @@ impl Decision {
         self.0.outer.as_ref()
     }
 
+    /// The quota that refuses, if it is the only one.
+    pub(super) fn only_used_up(&self) -> Option<&QuotaItem> {
+        let mut outcomes = self.0.set().items.iter().zip(&self.0.verdicts);
+        let (item, _) = outcomes.find(|(_, verdict)| !verdict.allowed)?;
+        outcomes.all(|(_, verdict)| verdict.allowed).then_some(item)
+    }
+
     /// Tells the client about its quotas, as far as the policy shows them.
     pub(super) fn write_headers(&self, headers: &mut HeaderMap) {
-        let Inner { policy, set, verdicts, enforced, .. } = &*self.0;
+        let Inner { rules, verdicts, enforced, .. } = &*self.0;
+        let (policy, set) = (&rules.policy, self.0.set());
         let outcomes = set.items.iter().map(|item| &item.shown).zip(verdicts);
         // A client that is not held to a limit is not told of it.
         if *enforced && !verdicts.is_empty() {

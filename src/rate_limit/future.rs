@@ -8,6 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::Bytes;
 use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
@@ -27,6 +28,7 @@ pub(super) enum Verdict {
 
 /// A request's way to a [`Verdict`].
 pub(super) enum Passage {
+    /// The storage did not have to be waited for.
     Decided(Verdict),
     Pending(BoxFuture<Verdict>),
 }
@@ -56,7 +58,8 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<S, B, F, R> {
-        Deciding { verdict: Option<Verdict>, pending: Option<BoxFuture<Verdict>>, call: Option<(S, Request<B>)> },
+        Refused { response: Option<Response<Bytes>> },
+        Deciding { verdict: BoxFuture<Verdict>, call: Option<(S, Request<B>)> },
         Running { #[pin] response: F, admitted: Option<Admitted> },
         Settling { settled: BoxFuture<Decision>, response: Option<R>, },
     }
@@ -71,12 +74,33 @@ impl<S, B> ResponseFuture<S, B>
 where
     S: Service<Request<B>>,
 {
-    pub(super) fn new(service: S, request: Request<B>, passage: Passage) -> Self {
-        let (verdict, pending) = match passage {
-            Passage::Decided(verdict) => (Some(verdict), None),
-            Passage::Pending(pending) => (None, Some(pending)),
+    pub(super) fn decided(service: &mut S, request: Request<B>, verdict: Verdict) -> Self {
+        Self { state: State::after(verdict, service, request) }
+    }
+
+    pub(super) fn pending(service: S, request: Request<B>, verdict: BoxFuture<Verdict>) -> Self {
+        Self { state: State::Deciding { verdict, call: Some((service, request)) } }
+    }
+}
+
+impl<S, B> State<S, B, S::Future, S::Response>
+where
+    S: Service<Request<B>>,
+{
+    fn after(verdict: Verdict, service: &mut S, mut request: Request<B>) -> Self {
+        let admitted = match verdict {
+            Verdict::Refuse(policy, rejection) => {
+                let mut response = policy.respond(&rejection);
+                response.extensions_mut().insert(rejection);
+                return Self::Refused { response: Some(response) };
+            }
+            Verdict::Exempt => None,
+            Verdict::Admit { decision, reservation } => {
+                request.extensions_mut().insert(decision.clone());
+                Some(Admitted { decision, reservation })
+            }
         };
-        Self { state: State::Deciding { verdict, pending, call: Some((service, request)) } }
+        Self::Running { response: service.call(request), admitted }
     }
 }
 
@@ -90,25 +114,14 @@ where
         let mut state = self.project().state;
         loop {
             let next = match state.as_mut().project() {
-                StateProj::Deciding { verdict, pending, call } => {
-                    let verdict = match (verdict.take(), pending) {
-                        (Some(verdict), _) => verdict,
-                        (None, Some(pending)) => ready!(pending.as_mut().poll(cx)),
-                        (None, None) => unreachable!("a passage is decided or pending"),
-                    };
-                    let (mut service, mut request) =
-                        call.take().expect("polled after it was ready");
-                    let admitted = match verdict {
-                        Verdict::Refuse(policy, rejection) => {
-                            return Poll::Ready(Ok(refuse(&policy, rejection)));
-                        }
-                        Verdict::Exempt => None,
-                        Verdict::Admit { decision, reservation } => {
-                            request.extensions_mut().insert(decision.clone());
-                            Some(Admitted { decision, reservation })
-                        }
-                    };
-                    State::Running { response: service.call(request), admitted }
+                StateProj::Refused { response } => {
+                    let response = response.take().expect("polled after it was ready");
+                    return Poll::Ready(Ok(response.map(ResponseBody::rejection)));
+                }
+                StateProj::Deciding { verdict, call } => {
+                    let verdict = ready!(verdict.as_mut().poll(cx));
+                    let (mut service, request) = call.take().expect("polled after it was ready");
+                    State::after(verdict, &mut service, request)
                 }
                 StateProj::Running { response, admitted } => {
                     let mut response = ready!(response.poll(cx))?;
@@ -135,12 +148,6 @@ where
             state.set(next);
         }
     }
-}
-
-fn refuse<R>(policy: &Policy, rejection: Rejection) -> Response<ResponseBody<R>> {
-    let mut response = policy.respond(&rejection);
-    response.extensions_mut().insert(rejection);
-    response.map(ResponseBody::rejection)
 }
 
 impl<S, B> fmt::Debug for ResponseFuture<S, B>

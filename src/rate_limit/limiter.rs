@@ -12,12 +12,14 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use super::{
-    Decision, Outage, Policy, PolicyError, Settlement, decision::Inner, policy::QuotaSet,
-    reservation::Reservation,
+    Decision, Outage, Policy, PolicyError, Settlement, decision::Inner, policy::QuotaItem,
+    reservation::Reservation, tier::Choice,
 };
 use crate::{
     MemoryStorage,
-    storage::{AnyStorage, Charge, Identity, Key, Name, Result, Spend, Storage, Verdict},
+    storage::{
+        AnyStorage, Charge, Identity, Key, Name, Result, Spend, Storage, Verdict, acquire_now,
+    },
 };
 
 /// The namespace of all limiters unless told otherwise.
@@ -56,16 +58,21 @@ pub struct Limiter {
 
 pub(super) struct Shared {
     storage: AnyStorage,
-    namespace: Name,
-    policy: ArcSwap<Policy>,
+    rules: ArcSwap<InForce>,
     /// Decides while the storage gives no answer.
     local: OnceLock<MemoryStorage>,
 }
 
-/// One charge of a request, ready to be decided.
-pub(super) struct Question {
+/// A policy at work: all that a decision has to hold on to.
+pub(super) struct InForce {
     pub(super) policy: Arc<Policy>,
-    pub(super) set: Arc<QuotaSet>,
+    pub(super) namespace: Name,
+}
+
+/// One charge of a request, ready to be decided. The choice has quotas.
+pub(super) struct Question {
+    pub(super) rules: Arc<InForce>,
+    pub(super) choice: Choice,
     pub(super) identity: Identity,
     pub(super) spend: Spend,
     pub(super) outer: Option<Decision>,
@@ -83,8 +90,7 @@ impl Limiter {
         Self {
             shared: Arc::new(Shared {
                 storage: storage.erase(),
-                namespace,
-                policy: ArcSwap::from_pointee(policy),
+                rules: ArcSwap::from_pointee(InForce { policy: Arc::new(policy), namespace }),
                 local: OnceLock::new(),
             }),
         }
@@ -175,10 +181,9 @@ impl Limiter {
     ///
     /// If the storage gives no answer; nothing may have been forgotten then.
     pub async fn reset(&self, identity: impl Into<Identity>) -> Result<()> {
-        let (policy, identity) = (self.shared.policy.load_full(), identity.into());
-        let items = policy.all_quotas();
-        let keys: Vec<_> =
-            items.iter().map(|item| self.shared.key(&item.detail, &identity)).collect();
+        let (rules, identity) = (self.shared.rules(), identity.into());
+        let items = rules.policy.all_quotas();
+        let keys: Vec<_> = items.iter().map(|item| rules.key(item, &identity)).collect();
         let charges: Vec<_> = items
             .iter()
             .zip(&keys)
@@ -192,7 +197,7 @@ impl Limiter {
 
     /// The policy that is in force.
     pub fn policy(&self) -> Arc<Policy> {
-        self.shared.policy.load_full()
+        Arc::clone(&self.shared.rules.load().policy)
     }
 
     /// Puts another policy in force at once, for all clones and layers. Usage is kept where a quota
@@ -202,21 +207,21 @@ impl Limiter {
     ///
     /// If the name is another: under it no usage would be found.
     pub fn replace_policy(&self, policy: Policy) -> Result<(), PolicyError> {
-        let current = self.shared.policy.load();
-        if current.name != policy.name {
+        let current = self.shared.rules.load();
+        if current.policy.name != policy.name {
             return Err(PolicyError::Renamed {
-                from: current.name().into(),
+                from: current.policy.name().into(),
                 to: policy.name().into(),
             });
         }
-        self.shared.policy.store(Arc::new(policy));
+        let namespace = current.namespace.clone();
+        self.shared.rules.store(Arc::new(InForce { policy: Arc::new(policy), namespace }));
         Ok(())
     }
 
     async fn ask(&self, identity: Identity, spend: Spend) -> Result<Decision> {
-        let policy = self.shared.policy.load_full();
-        let set = Arc::clone(&policy.quotas);
-        let question = Question { policy, set, identity, spend, outer: None };
+        let rules = self.shared.rules();
+        let question = Question { rules, choice: Choice::Base, identity, spend, outer: None };
         self.shared.decide(question).await
     }
 
@@ -229,19 +234,53 @@ impl fmt::Debug for Limiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Limiter")
             .field("storage", &self.shared.storage)
-            .field("namespace", &self.shared.namespace)
-            .field("policy", &self.shared.policy.load())
+            .field("namespace", &self.shared.rules.load().namespace)
+            .field("policy", &self.shared.rules.load().policy)
             .finish()
     }
 }
 
-impl Shared {
-    pub(super) fn policy(&self) -> Arc<Policy> {
-        self.policy.load_full()
+impl InForce {
+    fn key(&self, item: &QuotaItem, identity: &Identity) -> Key {
+        Key::new(&self.namespace, &item.detail, identity.clone())
     }
 
-    pub(super) fn namespace(&self) -> &Name {
-        &self.namespace
+    fn items(&self, choice: Choice) -> &[QuotaItem] {
+        self.policy.quotas_of(choice).map_or(&[], |set| &set.items)
+    }
+}
+
+impl Question {
+    fn keys(&self) -> Vec<Key> {
+        let items = self.rules.items(self.choice).iter();
+        items.map(|item| self.rules.key(item, &self.identity)).collect()
+    }
+
+    fn charges<'a>(&self, keys: &'a [Key]) -> Vec<Charge<'a>> {
+        let enforce = self.rules.policy.enforces(&self.identity);
+        let items = self.rules.items(self.choice).iter().zip(keys);
+        items.map(|(item, key)| self.charge(item, key, enforce)).collect()
+    }
+
+    fn charge<'a>(&self, item: &QuotaItem, key: &'a Key, enforce: bool) -> Charge<'a> {
+        Charge { enforce, ..Charge::new(key, item.shown.quota(), self.spend) }
+    }
+
+    /// Asks a storage that does not wait: for one quota, the usual case, without an allocation.
+    fn ask<T>(&self, storage: impl FnOnce(&[Charge<'_>]) -> T) -> T {
+        if let [item] = self.rules.items(self.choice) {
+            let key = self.rules.key(item, &self.identity);
+            let enforce = self.rules.policy.enforces(&self.identity);
+            return storage(&[self.charge(item, &key, enforce)]);
+        }
+        let keys = self.keys();
+        storage(&self.charges(&keys))
+    }
+}
+
+impl Shared {
+    pub(super) fn rules(&self) -> Arc<InForce> {
+        self.rules.load_full()
     }
 
     /// By which a decision names the limiter that made it.
@@ -249,41 +288,55 @@ impl Shared {
         Arc::as_ptr(self) as usize
     }
 
-    fn key(&self, detail: &Name, identity: &Identity) -> Key {
-        Key::new(&self.namespace, detail, identity.clone())
+    /// Decides at once, if the storage does not wait; otherwise returns the question.
+    pub(super) fn decide_now(
+        self: &Arc<Self>,
+        question: Question,
+    ) -> Result<Result<Decision>, Question> {
+        match question.ask(|charges| self.storage.acquire_now(charges)) {
+            Some(answer) => Ok(self.conclude(question, answer)),
+            None => Err(question),
+        }
     }
 
     pub(super) async fn decide(self: &Arc<Self>, question: Question) -> Result<Decision> {
-        let Question { policy, set, identity, spend, outer } = question;
-        let enforced = policy.enforces(&identity);
-        let keys: Vec<_> = set.items.iter().map(|item| self.key(&item.detail, &identity)).collect();
-        let charges: Vec<_> = set
-            .items
-            .iter()
-            .zip(&keys)
-            .map(|(item, key)| {
-                let charge = Charge::new(key, item.shown.quota(), spend);
-                if enforced { charge } else { charge.without_enforcement() }
-            })
-            .collect();
-        let answer = self.storage.acquire_or_recall(&charges, policy.denial_memory()).await;
+        let question = match self.decide_now(question) {
+            Ok(decision) => return decision,
+            Err(question) => question,
+        };
+        let keys = question.keys();
+        let charges = question.charges(&keys);
+        let memory = question.rules.policy.denial_memory();
+        let answer = self.storage.acquire_or_recall(&charges, memory).await;
+        self.conclude(question, answer)
+    }
+
+    /// The decision by what the storage answered.
+    fn conclude(
+        self: &Arc<Self>,
+        question: Question,
+        answer: Result<Vec<Verdict>>,
+    ) -> Result<Decision> {
+        let policy = &question.rules.policy;
         let (verdicts, degraded) = match answer {
             Ok(verdicts) => (verdicts, false),
             Err(error) => {
                 event!(warn, policy = policy.name(), %error, "the storage gave no answer");
                 match policy.outage {
-                    Outage::Local => (self.local().acquire(&charges).await?, true),
+                    Outage::Local => {
+                        (question.ask(|charges| acquire_now(self.local(), charges))?, true)
+                    }
                     Outage::Open => (Vec::new(), true),
                     Outage::Closed => return Err(error),
                 }
             }
         };
-        drop(charges);
+        let enforced = policy.enforces(&question.identity);
+        let Question { rules, choice, identity, outer, .. } = question;
         Ok(Decision::new(Inner {
-            namespace: self.namespace.clone(),
-            policy,
-            set,
-            keys,
+            rules,
+            choice,
+            identity,
             verdicts,
             enforced,
             degraded,
@@ -333,11 +386,12 @@ impl Shared {
         decision: &Decision,
         spend: impl Fn(&Verdict) -> Spend,
     ) -> Result<Vec<Verdict>> {
-        let Inner { set, keys, verdicts, degraded, .. } = decision.inner();
-        let charges: Vec<_> = set
-            .items
+        let Inner { rules, choice, identity, verdicts, degraded, .. } = decision.inner();
+        let items = rules.items(*choice);
+        let keys: Vec<_> = items.iter().map(|item| rules.key(item, identity)).collect();
+        let charges: Vec<_> = items
             .iter()
-            .zip(keys)
+            .zip(&keys)
             .zip(verdicts)
             .map(|((item, key), verdict)| Charge::new(key, item.shown.quota(), spend(verdict)))
             .collect();

@@ -8,6 +8,7 @@ use http::{HeaderValue, Response};
 use super::{
     ClientAddress, Headers, KeyExtractor, Networks, Rejection, Settlement, Tiers,
     headers::Shown,
+    rejection::used_up,
     tier::{Choice, CompiledTiers, Resolver},
 };
 use crate::{
@@ -423,10 +424,10 @@ impl Policy {
     }
 
     /// The quotas of a tier; `None` is unlimited.
-    pub(super) fn quotas_of(&self, choice: Choice) -> Option<&Arc<QuotaSet>> {
+    pub(super) fn quotas_of(&self, choice: Choice) -> Option<&QuotaSet> {
         match choice {
             Choice::Base | Choice::Unknown => Some(&self.quotas),
-            Choice::Tier(index) => self.tiers.get(index)?.1.as_ref(),
+            Choice::Tier(index) => self.tiers.get(index)?.1.as_deref(),
         }
     }
 
@@ -486,6 +487,8 @@ pub(super) struct QuotaItem {
     pub(super) shown: Shown,
     /// In keys.
     pub(super) detail: Name,
+    /// The body of the response when this quota is used up and the others are not.
+    pub(super) used_up: Bytes,
 }
 
 impl QuotaSet {
@@ -501,7 +504,8 @@ impl QuotaSet {
             if let Some(same) = items.iter().find(|item| item.detail == detail) {
                 return Err(PolicyError::SameCounter(same.shown.quota(), *quota));
             }
-            items.push(QuotaItem { shown, detail });
+            let used_up = used_up([shown.name()]).body();
+            items.push(QuotaItem { shown, detail, used_up });
         }
         Ok(Self { items, policy_header })
     }

@@ -66,7 +66,10 @@ impl Rejection {
     /// The default response: `application/problem+json` (RFC 9457), with the quota's header fields
     /// as far as its policy shows them.
     pub fn to_response(&self) -> Response<Bytes> {
-        let mut response = self.problem().into_response();
+        let mut response = match self.usual_body() {
+            Some(body) => Problem::response(self.status(), body),
+            None => self.problem().into_response(),
+        };
         self.write_headers(&mut response);
         response
     }
@@ -84,18 +87,25 @@ impl Rejection {
         }
     }
 
+    /// The body that was made with the policy, for what most refusals are.
+    fn usual_body(&self) -> Option<Bytes> {
+        let RejectionKind::QuotaExceeded(decision) = &self.kind else { return None };
+        decision.retry_after()?;
+        decision.only_used_up().map(|item| item.used_up.clone())
+    }
+
     fn problem(&self) -> Problem {
         let status = Problem::from_status(self.status());
         match &self.kind {
             RejectionKind::QuotaExceeded(decision) => {
                 let violated = decision.quotas().filter(|quota| !quota.verdict.allowed);
-                Problem::new(QUOTA_EXCEEDED)
-                    .with_violated_policies(violated.map(|quota| quota.name))
-                    .with_detail(if decision.retry_after().is_none() {
-                        "this request costs more than its quota can ever hold; make it smaller"
-                    } else {
-                        "the quota is used up; try again after the seconds in Retry-After"
-                    })
+                let problem = used_up(violated.map(|quota| quota.name));
+                match decision.retry_after() {
+                    Some(_) => problem,
+                    None => problem.with_detail(
+                        "this request costs more than its quota can ever hold; make it smaller",
+                    ),
+                }
             }
             RejectionKind::AddressDenied => {
                 status.with_detail("requests from this address are not accepted")
@@ -113,6 +123,13 @@ impl Rejection {
             }
         }
     }
+}
+
+/// The problem of quotas, by their names, that have room again after a while.
+pub(super) fn used_up<'a>(quotas: impl IntoIterator<Item = &'a str>) -> Problem {
+    Problem::new(QUOTA_EXCEEDED)
+        .with_violated_policies(quotas)
+        .with_detail("the quota is used up; try again after the seconds in Retry-After")
 }
 
 impl fmt::Display for Rejection {

@@ -10,16 +10,16 @@ use http::{Request, Response};
 use tower_service::Service;
 
 use super::{
-    Decision, Limiter, MissingIdentity, Policy, Rejection, RejectionKind, ResponseBody,
-    ResponseFuture,
+    Decision, Limiter, MissingIdentity, Rejection, RejectionKind, ResponseBody, ResponseFuture,
     future::{Passage, Verdict},
-    limiter::{Question, Shared},
+    limiter::{InForce, Question, Shared},
     policy,
+    reservation::Reservation,
     tier::{Choice, Resolver},
 };
 use crate::{
     RequestHead,
-    storage::{Identity, Spend},
+    storage::{Identity, Result, Spend},
 };
 
 /// A service whose requests are limited. See the [module documentation](super) for an example.
@@ -59,29 +59,33 @@ where
     type Error = S::Error;
     type Future = ResponseFuture<S, B>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<std::result::Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        // The service that was polled ready is the one to call:
-        // <https://docs.rs/tower/latest/tower/trait.Service.html#be-careful-when-cloning-inner-services>
-        let clone = self.inner.clone();
-        let inner = mem::replace(&mut self.inner, clone);
-        let passage = begin(self.limiter.shared(), RequestHead::new(&request));
-        ResponseFuture::new(inner, request, passage)
+        match begin(self.limiter.shared(), RequestHead::new(&request)) {
+            Passage::Decided(verdict) => ResponseFuture::decided(&mut self.inner, request, verdict),
+            Passage::Pending(pending) => {
+                // The service that was polled ready is the one to call:
+                // <https://docs.rs/tower/latest/tower/trait.Service.html#be-careful-when-cloning-inner-services>
+                let clone = self.inner.clone();
+                let inner = mem::replace(&mut self.inner, clone);
+                ResponseFuture::pending(inner, request, pending)
+            }
+        }
     }
 }
 
 /// Finds out what can be said of a request at once, and what has to be asked of the storage.
 fn begin(shared: &Arc<Shared>, head: RequestHead<'_>) -> Passage {
-    let policy = shared.policy();
-    let refuse = |policy: &Arc<Policy>, kind| {
-        Passage::Decided(Verdict::Refuse(Arc::clone(policy), Rejection::new(kind)))
-    };
+    let rules = shared.rules();
+    let policy = &rules.policy;
+    let refuse =
+        |rejection| Passage::Decided(Verdict::Refuse(Arc::clone(&rules.policy), rejection));
     match policy.admission(head) {
         policy::Admission::Exempt => return Passage::Decided(Verdict::Exempt),
-        policy::Admission::Denied => return refuse(&policy, RejectionKind::AddressDenied),
+        policy::Admission::Denied => return refuse(Rejection::new(RejectionKind::AddressDenied)),
         policy::Admission::Limited => {}
     }
     let outer = head.extensions().get::<Decision>().cloned();
@@ -90,12 +94,11 @@ fn begin(shared: &Arc<Shared>, head: RequestHead<'_>) -> Passage {
             // The same limiter around a router and one of its routes: once is meant.
             return Passage::Decided(Verdict::Exempt);
         }
-        if decision.inner().namespace == *shared.namespace()
-            && decision.inner().policy.name == policy.name
-        {
+        let theirs = &decision.inner().rules;
+        if theirs.namespace == rules.namespace && theirs.policy.name == policy.name {
             let rejection = Rejection::new(RejectionKind::SameName(policy.name().into()));
             event!(error, "{rejection}");
-            return Passage::Decided(Verdict::Refuse(policy, rejection));
+            return refuse(rejection);
         }
     }
     let identity = match policy.key.extract_with(head, &policy.address) {
@@ -109,22 +112,23 @@ fn begin(shared: &Arc<Shared>, head: RequestHead<'_>) -> Passage {
                 if server_fault {
                     event!(error, policy = policy.name(), "{rejection}");
                 }
-                return Passage::Decided(Verdict::Refuse(policy, rejection));
+                return refuse(rejection);
             }
         },
     };
     let spend = Spend::Take(policy.cost(head));
+    let question = move |rules, choice| Question { rules, choice, identity, spend, outer };
     match &policy.resolver {
-        None => ask(shared, policy, Choice::Base, identity, spend, outer),
+        None => ask(shared, question(rules, Choice::Base)),
         Some(Resolver::Sync(resolve)) => {
             let choice = resolve(head, &policy.tiers);
-            ask(shared, policy, choice, identity, spend, outer)
+            ask(shared, question(rules, choice))
         }
         Some(Resolver::Async(resolve)) => {
             let (tier, shared) = (resolve(head), Arc::clone(shared));
             Passage::pending(async move {
-                let choice = Choice::of(tier.await.as_deref(), &policy.tiers);
-                match ask(&shared, policy, choice, identity, spend, outer) {
+                let choice = Choice::of(tier.await.as_deref(), &rules.policy.tiers);
+                match ask(&shared, question(rules, choice)) {
                     Passage::Decided(verdict) => verdict,
                     Passage::Pending(pending) => pending.await,
                 }
@@ -133,44 +137,48 @@ fn begin(shared: &Arc<Shared>, head: RequestHead<'_>) -> Passage {
     }
 }
 
-fn ask(
-    shared: &Arc<Shared>,
-    policy: Arc<Policy>,
-    choice: Choice,
-    identity: Identity,
-    spend: Spend,
-    outer: Option<Decision>,
-) -> Passage {
-    if choice == Choice::Unknown {
-        event!(warn, policy = policy.name(), "the resolver named a tier that there is not");
+fn ask(shared: &Arc<Shared>, question: Question) -> Passage {
+    let rules = Arc::clone(&question.rules);
+    if question.choice == Choice::Unknown {
+        event!(warn, policy = rules.policy.name(), "the resolver named a tier that there is not");
     }
-    let Some(set) = policy.quotas_of(choice).cloned() else {
+    if rules.policy.quotas_of(question.choice).is_none() {
         return Passage::Decided(Verdict::Exempt);
+    }
+    let question = match shared.decide_now(question) {
+        Ok(answer) => {
+            let reservation = |decision: &Decision| {
+                let settlement = rules.policy.settlement.clone()?;
+                Some(Reservation::new(Arc::clone(shared), decision.clone(), settlement))
+            };
+            let answer = answer.map(|decision| (reservation(&decision), decision));
+            return Passage::Decided(judge(&rules, answer));
+        }
+        Err(question) => question,
     };
     let shared = Arc::clone(shared);
     Passage::pending(async move {
-        let settlement = policy.settlement.clone();
-        let question = Question { policy: Arc::clone(&policy), set, identity, spend, outer };
-        let answer = match settlement {
-            None => shared.decide(question).await.map(|decision| (decision, None)),
-            Some(settlement) => shared
-                .reserve(question, settlement)
-                .await
-                .map(|reservation| (reservation.decision().clone(), Some(reservation))),
+        let answer = match rules.policy.settlement.clone() {
+            None => shared.decide(question).await.map(|decision| (None, decision)),
+            Some(settlement) => shared.reserve(question, settlement).await.map(|reservation| {
+                let decision = reservation.decision().clone();
+                (Some(reservation), decision)
+            }),
         };
-        match answer {
-            Ok((decision, reservation)) if decision.is_allowed() => {
-                Verdict::Admit { decision, reservation }
-            }
-            Ok((decision, _)) => {
-                event!(debug, policy = policy.name(), "a request was refused");
-                let kind = RejectionKind::QuotaExceeded(decision);
-                Verdict::Refuse(policy, Rejection::new(kind))
-            }
-            Err(error) => {
-                let kind = RejectionKind::StorageUnavailable(error.kind());
-                Verdict::Refuse(policy, Rejection::new(kind))
-            }
-        }
+        judge(&rules, answer)
     })
+}
+
+fn judge(rules: &InForce, answer: Result<(Option<Reservation>, Decision)>) -> Verdict {
+    let rejection = match answer {
+        Ok((reservation, decision)) if decision.is_allowed() => {
+            return Verdict::Admit { decision, reservation };
+        }
+        Ok((_, decision)) => {
+            event!(debug, policy = rules.policy.name(), "a request was refused");
+            RejectionKind::QuotaExceeded(decision)
+        }
+        Err(error) => RejectionKind::StorageUnavailable(error.kind()),
+    };
+    Verdict::Refuse(Arc::clone(&rules.policy), Rejection::new(rejection))
 }

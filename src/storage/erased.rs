@@ -2,11 +2,16 @@
 
 #[cfg(feature = "rate-limit")]
 use std::time::Duration;
-use std::{fmt, future::Future, pin::Pin, sync::Arc};
+use std::{any::Any, fmt, future::Future, pin::Pin, sync::Arc};
+#[cfg(feature = "rate-limit")]
+use std::{
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
 
 use super::{
     Capabilities, Charge, Get, Invalidation, Key, Lookup, Name, Put, PutOutcome, Result, Spend,
-    Storage, Tags, Verdict, When, denials::Denials,
+    Storage, Tags, Verdict, When, denials::Denials, memory::MemoryStorage,
 };
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -72,6 +77,9 @@ impl<S: Storage> StorageDyn for S {
 #[derive(Clone)]
 pub struct AnyStorage {
     storage: Arc<dyn StorageDyn>,
+    /// The same storage, if it is this one, for calls that need no future.
+    #[cfg_attr(not(feature = "rate-limit"), expect(dead_code))]
+    memory: Option<MemoryStorage>,
     denials: Arc<Denials>,
 }
 
@@ -86,7 +94,14 @@ impl AnyStorage {
 
     /// A handle that shares its memory of refusals with others.
     pub(crate) fn with_denials(storage: impl Storage, denials: Arc<Denials>) -> Self {
-        Self { storage: Arc::new(storage), denials }
+        let memory = (&storage as &dyn Any).downcast_ref().cloned();
+        Self { storage: Arc::new(storage), memory, denials }
+    }
+
+    /// [`acquire`](Storage::acquire) at once, if that is possible.
+    #[cfg(feature = "rate-limit")]
+    pub(crate) fn acquire_now(&self, charges: &[Charge<'_>]) -> Option<Result<Vec<Verdict>>> {
+        self.memory.as_ref().map(|memory| acquire_now(memory, charges))
     }
 
     /// [`acquire`](Storage::acquire), but a refusal is remembered for at most `memory` and answers
@@ -109,6 +124,15 @@ impl AnyStorage {
             self.denials.remember(place, charges, &verdicts, memory);
         }
         Ok(verdicts)
+    }
+}
+
+/// [`acquire`](Storage::acquire) without a future.
+#[cfg(feature = "rate-limit")]
+pub(crate) fn acquire_now(memory: &MemoryStorage, charges: &[Charge<'_>]) -> Result<Vec<Verdict>> {
+    match pin!(memory.acquire(charges)).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(verdicts) => verdicts,
+        Poll::Pending => unreachable!("the memory storage never waits"),
     }
 }
 

@@ -120,6 +120,8 @@ mod record;
 pub(crate) mod redis;
 mod types;
 
+#[cfg(feature = "rate-limit")]
+pub(crate) use self::erased::acquire_now;
 pub use self::{
     erased::AnyStorage,
     error::{Error, ErrorKind, Result},

@@ -149,8 +149,7 @@ async fn a_request_dropped_at_any_await_point_leaks_no_reservation() {
 #[tokio::test]
 async fn a_policy_that_guards_a_secret_keeps_what_was_reserved() {
     let left = drop_at_every_await_point(MemoryStorage::new().erase(), true).await;
-    assert_eq!(left.first(), Some(&10), "never polled");
-    assert!(left[1..left.len() - 1].iter().all(|left| *left == 9), "{left:?}");
+    assert!(left[..left.len() - 1].iter().all(|left| *left == 9), "{left:?}");
     assert_eq!(left.last(), Some(&10), "finished, and settled for nothing");
 }
 
