@@ -43,6 +43,29 @@ async fn a_remembered_refusal_counts_its_times_down() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_obeys_a_remembered_refusal_of_a_distant_storage_is_admitted() {
+    let policy = Policy::new("api", Quota::fixed_window(1, Duration::from_secs(10)))
+        .with_denial_memory(Duration::from_secs(60));
+    let limiter = Limiter::new(Remote::distant(Duration::from_millis(400)), policy);
+    assert!(limiter.check("a").await.unwrap().is_allowed());
+    assert!(!limiter.check("a").await.unwrap().is_allowed());
+    let remembered = limiter.check("a").await.unwrap();
+    let wait = remembered.retry_after().unwrap();
+    // The window ends 10 s after the first unit came to the storage, 0.4 s of which have passed.
+    assert!(wait >= Duration::from_millis(9_600), "{wait:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_for_good_may_be_remembered_for_ever() {
+    let remote = Remote::default();
+    let limiter = Limiter::new(remote.clone(), policy().with_denial_memory(Duration::MAX));
+    for _ in 0..3 {
+        assert!(!limiter.check_units("a", 6).await.unwrap().is_allowed());
+    }
+    assert_eq!(remote.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_returned_elsewhere_is_seen_after_a_second() {
     let remote = Remote::default();
     let mut service = limited(&RateLimitLayer::new(remote.clone(), policy()));

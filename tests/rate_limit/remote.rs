@@ -1,8 +1,11 @@
 //! A storage that behaves like one across a network: it can be counted, delayed and cut off.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
 };
 
 use tower_keep::{
@@ -20,12 +23,19 @@ pub(crate) struct Remote {
     cut: Arc<AtomicBool>,
     /// How often a call yields before and after it is applied.
     yields: usize,
+    /// How long a call is under way before it is applied.
+    lag: Duration,
 }
 
 impl Remote {
     /// One whose calls yield that often on the way there and back.
     pub(crate) fn slow(yields: usize) -> Self {
         Self { yields, ..Self::default() }
+    }
+
+    /// One that is that far away.
+    pub(crate) fn distant(lag: Duration) -> Self {
+        Self { lag, ..Self::default() }
     }
 
     pub(crate) fn calls(&self) -> usize {
@@ -63,6 +73,9 @@ impl Storage for Remote {
     async fn acquire(&self, charges: &[Charge<'_>]) -> Result<Vec<Verdict>> {
         self.calls.fetch_add(1, SeqCst);
         self.way().await;
+        if !self.lag.is_zero() {
+            tokio::time::sleep(self.lag).await;
+        }
         if self.cut.load(SeqCst) {
             return Err(Error::new(ErrorKind::Unavailable, "cut off"));
         }
