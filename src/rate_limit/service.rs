@@ -65,7 +65,14 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         match begin(self.limiter.shared(), RequestHead::new(&request)) {
-            Passage::Decided(verdict) => ResponseFuture::decided(&mut self.inner, request, verdict),
+            Passage::Decided(verdict) => {
+                if matches!(verdict, Verdict::Refuse(..)) {
+                    // What `poll_ready` has reserved, such as a permit, is not used now. It goes
+                    // back at once, not with the next request: others may be waiting for it.
+                    self.inner = self.inner.clone();
+                }
+                ResponseFuture::decided(&mut self.inner, request, verdict)
+            }
             Passage::Pending(pending) => {
                 // The service that was polled ready is the one to call:
                 // <https://docs.rs/tower/latest/tower/trait.Service.html#be-careful-when-cloning-inner-services>
