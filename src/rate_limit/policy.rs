@@ -327,6 +327,10 @@ impl Policy {
 
     /// Client addresses that are refused with 403, before anything is counted. Wins over the allow
     /// list.
+    ///
+    /// A request of which the server does not know the address could be anybody's, so it is refused
+    /// as one without identity, unless [`with_missing_identity`](Self::with_missing_identity) says
+    /// otherwise.
     #[must_use]
     pub fn with_deny_list(mut self, networks: Networks) -> Self {
         self.denied = Some(networks);
@@ -413,6 +417,10 @@ impl Policy {
             if lists(&self.denied) {
                 return Admission::Denied;
             }
+            let refuse = self.missing_identity == MissingIdentity::Refuse;
+            if self.denied.is_some() && address.is_none() && refuse {
+                return Admission::NoAddress;
+            }
             if lists(&self.allowed) {
                 return Admission::Exempt;
             }
@@ -472,6 +480,8 @@ pub(super) enum Admission {
     Limited,
     Exempt,
     Denied,
+    /// The deny list cannot be asked.
+    NoAddress,
 }
 
 /// Quotas that are decided together, with their names in responses and keys.
