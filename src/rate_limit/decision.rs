@@ -34,6 +34,7 @@ use crate::{
 /// # Ok(())
 /// # }
 /// ```
+#[must_use = "a refusal is no error: ask `is_allowed`, or turn it into one with `into_result`"]
 #[derive(Clone)]
 pub struct Decision(Arc<Inner>);
 

@@ -100,7 +100,7 @@ async fn what_is_returned_or_raised_in_the_process_is_seen_at_once() {
 async fn a_refusal_covers_the_same_and_higher_costs_only() {
     let remote = Remote::default();
     let limiter = Limiter::new(remote.clone(), policy());
-    limiter.check_units("a", 3).await.unwrap();
+    let _ = limiter.check_units("a", 3).await.unwrap();
     assert!(!limiter.check_units("a", 4).await.unwrap().is_allowed());
     let calls = remote.calls();
     assert!(!limiter.check_units("a", 4).await.unwrap().is_allowed());
@@ -126,7 +126,7 @@ async fn an_answer_that_was_under_way_during_a_refund_is_not_remembered() {
     for _ in 0..50 {
         let taken = limiter.check_units("a", 5).await.unwrap();
         let (refused, refunded) = tokio::join!(limiter.check("a"), limiter.refund(&taken));
-        refused.unwrap();
+        let _ = refused.unwrap();
         refunded.unwrap();
         assert!(limiter.check("a").await.unwrap().is_allowed());
         limiter.reset("a").await.unwrap();
