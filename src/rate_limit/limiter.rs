@@ -9,7 +9,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::time::Instant;
+use tokio::{runtime::Handle, time::Instant};
 
 use super::{
     Decision, Outage, Policy, PolicyError, Settlement, decision::Inner, policy::QuotaItem,
@@ -18,7 +18,8 @@ use super::{
 use crate::{
     MemoryStorage,
     storage::{
-        AnyStorage, Charge, Identity, Key, Name, Result, Spend, Storage, Verdict, acquire_now,
+        AnyStorage, Charge, Error, ErrorKind, Identity, Key, Name, Result, Spend, Storage, Verdict,
+        acquire_now,
     },
 };
 
@@ -140,6 +141,10 @@ impl Limiter {
     /// # Errors
     ///
     /// As [`check`](Self::check).
+    ///
+    /// # Panics
+    ///
+    /// If it has to wait outside of a Tokio runtime, or in one without timers.
     ///
     /// # Cancel safety
     ///
@@ -345,9 +350,9 @@ impl Shared {
         }))
     }
 
-    /// As [`decide`](Self::decide), with what was taken under a guard. On a storage that is not
-    /// local the question runs in a task of its own: if the caller goes away before the answer, the
-    /// guard in the answer gives the units back all the same.
+    /// As [`decide`](Self::decide), with what was taken under a guard. On a storage that has to be
+    /// waited for the question runs in a task of its own: if the caller goes away before the answer,
+    /// the guard in the answer gives the units back all the same.
     pub(super) async fn reserve(
         self: &Arc<Self>,
         question: Question,
@@ -358,12 +363,13 @@ impl Shared {
             let decision = shared.decide(question).await?;
             Ok(Reservation::new(shared, decision, settlement))
         };
-        if self.is_local() {
-            return reserve.await;
-        }
-        match tokio::spawn(reserve).await {
+        let Some(runtime) = self.background() else { return reserve.await };
+        match runtime.spawn(reserve).await {
             Ok(reservation) => reservation,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(Error::new(ErrorKind::Unavailable, "the runtime is shutting down")),
+            },
         }
     }
 
@@ -408,18 +414,21 @@ impl Shared {
         self.local.get_or_init(MemoryStorage::new)
     }
 
-    fn is_local(&self) -> bool {
-        self.storage.capabilities().local
+    /// Where to run what has to outlive its caller. `None` if nothing has to be waited for, and
+    /// outside of a Tokio runtime.
+    pub(super) fn background(&self) -> Option<Handle> {
+        if self.storage.never_waits() { None } else { Handle::try_current().ok() }
     }
 
-    /// Runs to its end whatever becomes of the caller. A local storage answers at the first poll,
-    /// also where there is no runtime.
+    /// Runs to its end whatever becomes of the caller; outside of a runtime as far as it gets
+    /// without waiting.
     pub(super) fn detach(&self, work: impl Future<Output = ()> + Send + 'static) {
-        if self.is_local() {
-            let ready = pin!(work).poll(&mut Context::from_waker(Waker::noop())).is_ready();
-            debug_assert!(ready, "a local storage never waits");
-        } else if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(work);
+        match self.background() {
+            Some(runtime) => drop(runtime.spawn(work)),
+            None => {
+                let ready = pin!(work).poll(&mut Context::from_waker(Waker::noop())).is_ready();
+                debug_assert!(ready || !self.storage.never_waits(), "it has to be waited for");
+            }
         }
     }
 }

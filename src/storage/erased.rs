@@ -98,6 +98,12 @@ impl AnyStorage {
         Self { storage: Arc::new(storage), memory, denials }
     }
 
+    /// Whether every call is answered at its first poll.
+    #[cfg(feature = "rate-limit")]
+    pub(crate) fn never_waits(&self) -> bool {
+        self.memory.is_some()
+    }
+
     /// [`acquire`](Storage::acquire) at once, if that is possible.
     #[cfg(feature = "rate-limit")]
     pub(crate) fn acquire_now(&self, charges: &[Charge<'_>]) -> Option<Result<Vec<Verdict>>> {

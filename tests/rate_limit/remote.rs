@@ -25,12 +25,19 @@ pub(crate) struct Remote {
     yields: usize,
     /// How long a call is under way before it is applied.
     lag: Duration,
+    /// Whether it says that it is in the process, as one behind an asynchronous lock may.
+    local: bool,
 }
 
 impl Remote {
     /// One whose calls yield that often on the way there and back.
     pub(crate) fn slow(yields: usize) -> Self {
         Self { yields, ..Self::default() }
+    }
+
+    /// One in the process that has to be waited for all the same.
+    pub(crate) fn slow_and_local(yields: usize) -> Self {
+        Self { local: true, ..Self::slow(yields) }
     }
 
     /// One that is that far away.
@@ -85,7 +92,9 @@ impl Storage for Remote {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new().with_atomic_across_identities()
+        let mut capabilities = Capabilities::new().with_atomic_across_identities();
+        capabilities.local = self.local;
+        capabilities
     }
 
     fn erase(self) -> AnyStorage {
