@@ -80,6 +80,7 @@ pub fn contestants() -> Vec<Contestant> {
         Contestant::new(BARE, route()),
         Contestant::new("no-op layer", route().layer(Noop)),
         Contestant::new("tower-keep, all headers", keep(&sliding)),
+        Contestant::new("tower-keep, limit 999, 1k clients", keep(&usual())).with_clients(1_000),
         Contestant::new(
             "tower-keep, no headers",
             route().layer(RateLimitLayer::new(
@@ -94,12 +95,19 @@ pub fn contestants() -> Vec<Contestant> {
         Contestant::new("tower-keep, refused", keep(&[Quota::sliding_window(1, HOUR)])).refusing(),
         Contestant::new("tower_governor", rival(ENOUGH, false)),
         Contestant::new(RIVAL, rival(ENOUGH, true)),
+        Contestant::new("tower_governor + headers, limit 999, 1k", rival(999, true))
+            .with_clients(1_000),
         Contestant::new("tower_governor + headers, 100k", rival(ENOUGH, true)).with_clients(many),
         Contestant::new("tower_governor + headers, refused", rival(1, true)).refusing(),
         Contestant::new("governor by hand + 2 headers", by_hand(ENOUGH)),
         Contestant::new("governor by hand, 100k", by_hand(ENOUGH)).with_clients(many),
         Contestant::new("governor by hand, refused", by_hand(1)).refusing(),
     ]
+}
+
+/// Numbers as quotas usually have them.
+fn usual() -> [Quota; 1] {
+    [Quota::sliding_window(999, Duration::from_secs(60))]
 }
 
 fn bucket() -> Quota {

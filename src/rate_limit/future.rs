@@ -78,6 +78,10 @@ where
         Self { state: State::after(verdict, service, request) }
     }
 
+    pub(super) fn is_refused(&self) -> bool {
+        matches!(self.state, State::Refused { .. })
+    }
+
     pub(super) fn pending(service: S, request: Request<B>, verdict: BoxFuture<Verdict>) -> Self {
         Self { state: State::Deciding { verdict, call: Some((service, request)) } }
     }

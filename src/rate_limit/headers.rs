@@ -186,8 +186,10 @@ impl Headers {
         policy: Option<&HeaderValue>,
         outcomes: impl Iterator<Item = (&'a Shown, &'a Verdict)> + Clone,
     ) {
-        // The map grows once, not at each field.
-        headers.reserve(5);
+        // The map grows once, not at each field; axum adds the content's length later.
+        if self.x_rate_limit.is_some() || self.draft.is_some() {
+            headers.reserve(6);
+        }
         if let Some(format) = self.x_rate_limit
             && let Some((shown, verdict)) = outcomes.clone().reduce(nearer_to_its_end)
         {

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    ops::ControlFlow,
     pin::pin,
     sync::{Arc, OnceLock},
     task::{Context, Waker},
@@ -297,17 +298,17 @@ impl Shared {
     pub(super) fn decide_now(
         self: &Arc<Self>,
         question: Question,
-    ) -> Result<Result<Decision>, Question> {
+    ) -> ControlFlow<Result<Decision>, Question> {
         match question.ask(|charges| self.storage.acquire_now(charges)) {
-            Some(answer) => Ok(self.conclude(question, answer)),
-            None => Err(question),
+            Some(answer) => ControlFlow::Break(self.conclude(question, answer)),
+            None => ControlFlow::Continue(question),
         }
     }
 
     pub(super) async fn decide(self: &Arc<Self>, question: Question) -> Result<Decision> {
         let question = match self.decide_now(question) {
-            Ok(decision) => return decision,
-            Err(question) => question,
+            ControlFlow::Break(decision) => return decision,
+            ControlFlow::Continue(question) => question,
         };
         let keys = question.keys();
         let charges = question.charges(&keys);
@@ -417,7 +418,7 @@ impl Shared {
     /// Where to run what has to outlive its caller. `None` if nothing has to be waited for, and
     /// outside of a Tokio runtime.
     pub(super) fn background(&self) -> Option<Handle> {
-        if self.storage.never_waits() { None } else { Handle::try_current().ok() }
+        if self.storage.answers_at_once() { None } else { Handle::try_current().ok() }
     }
 
     /// Runs to its end whatever becomes of the caller; outside of a runtime as far as it gets
@@ -427,7 +428,7 @@ impl Shared {
             Some(runtime) => drop(runtime.spawn(work)),
             None => {
                 let ready = pin!(work).poll(&mut Context::from_waker(Waker::noop())).is_ready();
-                debug_assert!(ready || !self.storage.never_waits(), "it has to be waited for");
+                debug_assert!(ready || !self.storage.answers_at_once(), "it has to be waited for");
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::{
     mem,
+    ops::ControlFlow,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -13,7 +14,7 @@ use super::{
     Decision, Limiter, MissingIdentity, Policy, Rejection, RejectionKind, ResponseBody,
     ResponseFuture,
     future::{Passage, Verdict},
-    limiter::{InForce, Question, Shared},
+    limiter::{Question, Shared},
     policy,
     reservation::Reservation,
     tier::{Choice, Resolver},
@@ -67,12 +68,13 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         match begin(self.limiter.shared(), RequestHead::new(&request)) {
             Passage::Decided(verdict) => {
-                if matches!(verdict, Verdict::Refuse(..)) {
-                    // What `poll_ready` has reserved, such as a permit, is not used now. It goes
-                    // back at once, not with the next request: others may be waiting for it.
+                let response = ResponseFuture::decided(&mut self.inner, request, verdict);
+                if response.is_refused() {
+                    // The inner service is not called. What it reserved when it was polled ready,
+                    // such as the permit of a concurrency limit, must not wait for the next request.
                     self.inner = self.inner.clone();
                 }
-                ResponseFuture::decided(&mut self.inner, request, verdict)
+                response
             }
             Passage::Pending(pending) => {
                 // The service that was polled ready is the one to call:
@@ -151,47 +153,50 @@ fn nobody(policy: &Policy, server_fault: bool) -> Rejection {
 }
 
 fn ask(shared: &Arc<Shared>, question: Question) -> Passage {
-    let rules = Arc::clone(&question.rules);
+    let policy = &question.rules.policy;
     if question.choice == Choice::Unknown {
-        event!(warn, policy = rules.policy.name(), "the resolver named a tier that there is not");
+        event!(warn, policy = policy.name(), "the resolver named a tier that there is not");
     }
-    if rules.policy.quotas_of(question.choice).is_none() {
+    if policy.quotas_of(question.choice).is_none() {
         return Passage::Decided(Verdict::Exempt);
     }
+    let settlement = policy.settlement.clone();
     let question = match shared.decide_now(question) {
-        Ok(answer) => {
-            let reservation = |decision: &Decision| {
-                let settlement = rules.policy.settlement.clone()?;
-                Some(Reservation::new(Arc::clone(shared), decision.clone(), settlement))
+        ControlFlow::Break(answer) => {
+            let reserve = |decision: &Decision| {
+                Some(Reservation::new(Arc::clone(shared), decision.clone(), settlement?))
             };
-            let answer = answer.map(|decision| (reservation(&decision), decision));
-            return Passage::Decided(judge(&rules, answer));
+            let answer = answer.map(|decision| (reserve(&decision), decision));
+            return Passage::Decided(judge(shared, answer));
         }
-        Err(question) => question,
+        ControlFlow::Continue(question) => question,
     };
     let shared = Arc::clone(shared);
     Passage::pending(async move {
-        let answer = match rules.policy.settlement.clone() {
+        let answer = match settlement {
             None => shared.decide(question).await.map(|decision| (None, decision)),
             Some(settlement) => shared.reserve(question, settlement).await.map(|reservation| {
                 let decision = reservation.decision().clone();
                 (Some(reservation), decision)
             }),
         };
-        judge(&rules, answer)
+        judge(&shared, answer)
     })
 }
 
-fn judge(rules: &InForce, answer: Result<(Option<Reservation>, Decision)>) -> Verdict {
-    let rejection = match answer {
+fn judge(shared: &Shared, answer: Result<(Option<Reservation>, Decision)>) -> Verdict {
+    match answer {
         Ok((reservation, decision)) if decision.is_allowed() => {
-            return Verdict::Admit { decision, reservation };
+            Verdict::Admit { decision, reservation }
         }
         Ok((_, decision)) => {
-            event!(debug, policy = rules.policy.name(), "a request was refused");
-            RejectionKind::QuotaExceeded(decision)
+            event!(debug, policy = decision.policy(), "a request was refused");
+            let policy = Arc::clone(&decision.inner().rules.policy);
+            Verdict::Refuse(policy, Rejection::new(RejectionKind::QuotaExceeded(decision)))
         }
-        Err(error) => RejectionKind::StorageUnavailable(error.kind()),
-    };
-    Verdict::Refuse(Arc::clone(&rules.policy), Rejection::new(rejection))
+        Err(error) => {
+            let kind = RejectionKind::StorageUnavailable(error.kind());
+            Verdict::Refuse(Arc::clone(&shared.rules().policy), Rejection::new(kind))
+        }
+    }
 }

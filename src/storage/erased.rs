@@ -98,9 +98,9 @@ impl AnyStorage {
         Self { storage: Arc::new(storage), memory, denials }
     }
 
-    /// Whether every call is answered at its first poll.
+    /// Whether every operation is done at its first poll.
     #[cfg(feature = "rate-limit")]
-    pub(crate) fn never_waits(&self) -> bool {
+    pub(crate) fn answers_at_once(&self) -> bool {
         self.memory.is_some()
     }
 

@@ -1,15 +1,19 @@
 //! A refused identity costs the storage nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use tower_keep::{
-    Limiter, Quota, RateLimitLayer, Storage,
+    Limiter, Quota, RateLimitLayer, RedisStorage, Storage,
+    bb8_redis::redis,
     rate_limit::{Policy, Settlement},
     storage::AnyStorage,
 };
 
-use crate::{admitted, limited, remote::Remote, request_from, send, status};
+use crate::{
+    admitted, limited, redis_storage, remote::Remote, request_from, send, status,
+    support::RedisServer,
+};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -131,4 +135,61 @@ async fn an_answer_that_was_under_way_during_a_refund_is_not_remembered() {
         assert!(limiter.check("a").await.unwrap().is_allowed());
         limiter.reset("a").await.unwrap();
     }
+}
+
+/// How many scripts the server has run.
+async fn scripts(server: &RedisServer) -> u64 {
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let info: String =
+        redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await.unwrap();
+    info.lines()
+        .filter(|line| line.starts_with("cmdstat_eval"))
+        .filter_map(|line| line.split_once("calls=")?.1.split(',').next()?.parse::<u64>().ok())
+        .sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_ten_thousand_costs_redis_a_handful_of_commands() {
+    let server = RedisServer::start();
+    let storage = redis_storage(&server.url(), "tk").await;
+    let mut service = limited(&RateLimitLayer::new(storage, policy()));
+    let before = scripts(&server).await;
+    let start = Instant::now();
+    assert_eq!(admitted(&mut service, "192.0.2.1", 10_000).await, 5);
+    let seconds = start.elapsed().as_secs();
+    let commands = scripts(&server).await - before;
+    // Five takes and a refusal, and once a second the question whether it still holds.
+    assert!(commands <= 6 + seconds + 1, "{commands} commands in {seconds} s");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_redis_too_a_return_is_seen_at_once_here_and_after_a_second_elsewhere() {
+    let server = RedisServer::start();
+    let here = RedisStorage::builder()
+        .url(server.url())
+        .decision_deadline(Duration::from_secs(10))
+        .build()
+        .await
+        .unwrap();
+    // Handles made apart of one storage, as by two layers that were given clones of it.
+    let mut service = limited(&RateLimitLayer::new(here.clone(), policy()));
+    let limiter = Limiter::new(here, policy());
+    let elsewhere = Limiter::new(redis_storage(&server.url(), "tk").await, policy());
+    let address = std::net::IpAddr::from([192, 0, 2, 1]);
+
+    assert_eq!(admitted(&mut service, "192.0.2.1", 10).await, 5);
+    limiter.reset(address).await.unwrap();
+    let taken = limiter.check_units(address, 2).await.unwrap();
+    assert_eq!(admitted(&mut service, "192.0.2.1", 10).await, 3, "after a reset");
+    limiter.refund(&taken).await.unwrap();
+    assert_eq!(admitted(&mut service, "192.0.2.1", 10).await, 2, "after a refund");
+
+    elsewhere.reset(address).await.unwrap();
+    let start = Instant::now();
+    while status(&mut service, "192.0.2.1").await != StatusCode::OK {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let seen_after = start.elapsed();
+    assert!(seen_after < Duration::from_millis(1_500), "{seen_after:?}");
 }

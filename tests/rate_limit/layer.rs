@@ -275,6 +275,31 @@ async fn headers_can_be_hidden() {
 }
 
 #[tokio::test]
+async fn a_refused_request_gives_up_what_the_inner_service_had_reserved_for_it() {
+    use tower::{Service, ServiceExt, limit::ConcurrencyLimit};
+
+    let inner = ConcurrencyLimit::new(
+        tower::service_fn(|_: Request<()>| async {
+            Ok::<_, std::convert::Infallible>(Response::new(Full::<Bytes>::default()))
+        }),
+        1,
+    );
+    let storages = [MemoryStorage::new().erase(), crate::remote::Remote::default().erase()];
+    for storage in storages {
+        let mut service = RateLimitLayer::new(storage, policy(1)).layer(inner.clone());
+        for expected in [StatusCode::OK, StatusCode::TOO_MANY_REQUESTS] {
+            let ready = service.ready().await.unwrap();
+            let response = ready.call(request_from("192.0.2.1")).await.unwrap();
+            assert_eq!(response.status(), expected);
+        }
+        // The connection of the refused client stays open; others are served.
+        let mut other = service.clone();
+        let ready = tokio::time::timeout(Duration::from_secs(5), other.ready()).await;
+        ready.expect("the permit came back").unwrap();
+    }
+}
+
+#[tokio::test]
 async fn an_error_of_the_inner_service_goes_through() {
     let layer = RateLimitLayer::new(MemoryStorage::new(), policy(9));
     let mut service = layer.layer(tower::service_fn(|_: Request<()>| async {
