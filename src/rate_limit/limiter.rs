@@ -4,7 +4,7 @@ use std::{
     fmt,
     ops::ControlFlow,
     pin::pin,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     task::{Context, Waker},
     time::Duration,
 };
@@ -26,6 +26,9 @@ use crate::{
 
 /// The namespace of all limiters unless told otherwise.
 const DEFAULT_NAMESPACE: &str = "ratelimit";
+
+/// The least time between two warnings of one limiter about its storage.
+const BETWEEN_WORDS: Duration = Duration::from_secs(1);
 
 /// Decides by a policy on a storage: what the layer does for requests, for everything else, such as
 /// WebSocket messages, jobs or one phone number.
@@ -63,6 +66,8 @@ pub(super) struct Shared {
     rules: ArcSwap<InForce>,
     /// Decides while the storage gives no answer.
     local: OnceLock<MemoryStorage>,
+    /// When it was last said that the storage gives no answer.
+    outage_told: Mutex<Option<Instant>>,
 }
 
 /// A policy at work: all that a decision has to hold on to.
@@ -94,6 +99,7 @@ impl Limiter {
                 storage: storage.erase(),
                 rules: ArcSwap::from_pointee(InForce { policy: Arc::new(policy), namespace }),
                 local: OnceLock::new(),
+                outage_told: Mutex::default(),
             }),
         }
     }
@@ -327,7 +333,7 @@ impl Shared {
         let (verdicts, degraded) = match answer {
             Ok(verdicts) => (verdicts, false),
             Err(error) => {
-                event!(warn, policy = policy.name(), %error, "the storage gave no answer");
+                self.tell_of_outage(policy, &error);
                 match policy.outage {
                     Outage::Local => {
                         (question.ask(|charges| acquire_now(self.local(), charges))?, true)
@@ -349,6 +355,16 @@ impl Shared {
             limiter: self.id(),
             outer,
         }))
+    }
+
+    /// Once in a while: a log line for every request would make an outage worse.
+    fn tell_of_outage(&self, policy: &Policy, error: &Error) {
+        let now = Instant::now();
+        let mut told = self.outage_told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| now - told >= BETWEEN_WORDS) {
+            *told = Some(now);
+            event!(warn, policy = policy.name(), %error, "the storage gave no answer");
+        }
     }
 
     /// As [`decide`](Self::decide), with what was taken under a guard. On a storage that has to be
