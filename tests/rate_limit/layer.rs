@@ -332,6 +332,7 @@ async fn an_axum_handler_takes_the_decision_as_an_argument() {
     assert_eq!(text(response).await, "api");
     let response = app.clone().oneshot(request("/outside")).await.unwrap();
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(header(&response, "content-type"), Some("application/problem+json"));
     let response = app.oneshot(request("/optional")).await.unwrap();
     assert_eq!(text(response).await, "false");
 }
