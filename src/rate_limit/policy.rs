@@ -178,6 +178,10 @@ pub struct Policy {
 impl Policy {
     /// A policy of one quota.
     ///
+    /// Counters are kept under the name: policies of one name on one storage, in one
+    /// [namespace](super::Limiter::with_namespace), count together where their quotas have one
+    /// algorithm and period.
+    ///
     /// # Panics
     ///
     /// If the name is not of 1 to 40 characters from `a-z`, `A-Z`, `0-9`, `-`, `_`, `.`. For names
