@@ -219,6 +219,50 @@ async fn keys(url: &str) -> Vec<String> {
 }
 
 #[test]
+fn a_signal_right_after_the_first_line_stops_it_in_order() {
+    for round in 0..10 {
+        let signal = if round % 2 == 0 { "-TERM" } else { "-INT" };
+        assert!(Demo::start(&[]).stop(signal) < Duration::from_secs(5));
+    }
+}
+
+#[tokio::test]
+async fn connections_that_are_open_and_idle_do_not_hold_up_the_stop() {
+    let demo = Demo::start(&[]);
+    // The client keeps its connection, and a browser opens some that it does not use yet.
+    assert_eq!(demo.get("/api/ping", &[]).await.status(), StatusCode::OK);
+    let address = demo.url.strip_prefix("http://").unwrap();
+    let _unused = std::net::TcpStream::connect(address).unwrap();
+    assert!(demo.stop("-TERM") < Duration::from_secs(5));
+}
+
+#[test]
+fn an_empty_setting_counts_as_not_set() {
+    let demo = Demo::start(&[("HOST", ""), ("REDIS_URL", " "), ("DEMO_TRUSTED_PROXIES", "")]);
+    assert!(demo.first_line.starts_with("listening on http://127.0.0.1:"), "{}", demo.first_line);
+    assert!(demo.first_line.ends_with(" (storage: memory)\n"), "{}", demo.first_line);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_setting_that_is_no_text_is_not_taken_for_unset() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+    let url = OsStr::from_bytes(b"redis://\xff");
+    let mut demo = Command::new(binary())
+        .env("PORT", "0")
+        .env("REDIS_URL", url)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(demo.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "demo: REDIS_URL cannot be used: not UTF-8\n");
+    assert_eq!(demo.wait().unwrap().code(), Some(2));
+}
+
+#[test]
 fn a_setting_that_cannot_be_used_ends_it_with_one_clear_line() {
     for (name, value) in [
         ("REDIS_URL", "nonsense"),

@@ -5,9 +5,15 @@
 
 mod routes;
 
-use std::{env, fmt::Display, net::SocketAddr, process::ExitCode, time::Duration};
+use std::{
+    env::{self, VarError},
+    fmt::Display,
+    net::SocketAddr,
+    process::ExitCode,
+    time::Duration,
+};
 
-use tokio::{net::TcpListener, signal, time::timeout};
+use tokio::{net::TcpListener, time::timeout};
 use tower_keep::{
     MemoryStorage, RedisStorage, Storage, rate_limit::ClientAddress, storage::AnyStorage,
 };
@@ -46,12 +52,12 @@ fn failure(error: impl Display) -> Failure {
 
 async fn run() -> Result<(), Failure> {
     let (storage, storage_name) = storage().await?;
-    let host = env::var("HOST").unwrap_or_else(|_| "127.0.0.1".to_owned());
-    let port = match env::var("PORT") {
-        Ok(port) => {
-            port.parse::<u16>().map_err(|_| setting(format!("PORT={port:?} is no port")))?
-        }
-        Err(_) => 3000,
+    let host = variable("HOST")?.unwrap_or_else(|| "127.0.0.1".to_owned());
+    let port = match variable("PORT")? {
+        Some(port) => port
+            .parse::<u16>()
+            .map_err(|_| setting(format!("PORT={port:?} is no port: use a number up to 65535")))?,
+        None => 3000,
     };
     let app = routes::app(storage, client_address()?);
 
@@ -59,12 +65,14 @@ async fn run() -> Result<(), Failure> {
         .await
         .map_err(|error| failure(format!("cannot listen on {host}:{port}: {error}")))?;
     let address = listener.local_addr().map_err(failure)?;
+    // Before the line that says so: whoever reads it may ask to stop at once.
+    let stop = stop_signal();
     println!("listening on http://{address} (storage: {storage_name})");
 
     let (stopping, stopped) = tokio::sync::oneshot::channel();
     let service = app.into_make_service_with_connect_info::<SocketAddr>();
     let server = axum::serve(listener, service).with_graceful_shutdown(async {
-        stop_signal().await;
+        stop.await;
         let _ = stopping.send(());
     });
     let server = tokio::spawn(server.into_future());
@@ -75,39 +83,52 @@ async fn run() -> Result<(), Failure> {
     }
 }
 
+/// A variable of the environment; an empty one counts as not set.
+fn variable(name: &str) -> Result<Option<String>, Failure> {
+    match env::var(name) {
+        Ok(value) => Ok(Some(value).filter(|value| !value.trim().is_empty())),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(VarError::NotUnicode(_)) => Err(setting(format!("{name} cannot be used: not UTF-8"))),
+    }
+}
+
 async fn storage() -> Result<(AnyStorage, &'static str), Failure> {
-    match env::var("REDIS_URL") {
-        Ok(url) if !url.is_empty() => {
+    match variable("REDIS_URL")? {
+        Some(url) => {
             let storage = RedisStorage::connect(&url)
                 .await
                 .map_err(|error| setting(format!("REDIS_URL cannot be used: {error}")))?;
             Ok((storage.erase(), "redis"))
         }
-        _ => Ok((MemoryStorage::new().erase(), "memory")),
+        None => Ok((MemoryStorage::new().erase(), "memory")),
     }
 }
 
 fn client_address() -> Result<ClientAddress, Failure> {
-    match env::var("DEMO_TRUSTED_PROXIES") {
-        Ok(networks) if !networks.trim().is_empty() => {
-            ClientAddress::behind_proxies(networks.split(',').map(str::trim))
-                .map_err(|error| setting(format!("DEMO_TRUSTED_PROXIES cannot be used: {error}")))
-        }
-        _ => Ok(ClientAddress::peer()),
+    match variable("DEMO_TRUSTED_PROXIES")? {
+        Some(networks) => ClientAddress::behind_proxies(networks.split(',').map(str::trim))
+            .map_err(|error| setting(format!("DEMO_TRUSTED_PROXIES cannot be used: {error}"))),
+        None => Ok(ClientAddress::peer()),
     }
 }
 
-async fn stop_signal() {
-    let interrupt = signal::ctrl_c();
+/// Listens for SIGINT and SIGTERM from now on; the future ends with the first of them.
+fn stop_signal() -> impl Future<Output = ()> {
     #[cfg(unix)]
     {
-        let mut terminate = signal::unix::signal(signal::unix::SignalKind::terminate())
-            .expect("a handler for SIGTERM can be installed");
-        tokio::select! {
-            _ = interrupt => {}
-            _ = terminate.recv() => {}
+        use tokio::signal::unix::{SignalKind, signal};
+        let listen = |kind| signal(kind).expect("a handler for the signal can be installed");
+        let mut interrupt = listen(SignalKind::interrupt());
+        let mut terminate = listen(SignalKind::terminate());
+        async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
         }
     }
     #[cfg(not(unix))]
-    let _ = interrupt.await;
+    async {
+        let _ = tokio::signal::ctrl_c().await;
+    }
 }

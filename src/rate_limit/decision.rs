@@ -34,6 +34,7 @@ use crate::{
 /// # Ok(())
 /// # }
 /// ```
+#[must_use = "a refusal is no error: ask `is_allowed`, or turn it into one with `into_result`"]
 #[derive(Clone)]
 pub struct Decision(Arc<Inner>);
 
@@ -132,6 +133,8 @@ impl Decision {
 
     /// Until the same would be allowed if nobody else spends: zero if it was, `None` if it costs
     /// more than a quota can ever hold.
+    ///
+    /// For a `Retry-After` field use [`write_headers`](Self::write_headers), which rounds up.
     pub fn retry_after(&self) -> Option<Duration> {
         let wait = |longest: Duration, verdict: &Verdict| {
             verdict.retry_after.map(|wait| longest.max(wait))
@@ -164,8 +167,31 @@ impl Decision {
         outcomes.all(|(_, verdict)| verdict.allowed).then_some(item)
     }
 
-    /// Tells the client about its quotas, as far as the policy shows them.
-    pub(super) fn write_headers(&self, headers: &mut HeaderMap) {
+    /// Tells the client about its quotas, as far as the policy shows them: what the layer does to
+    /// every response, for decisions of a [`Limiter`](super::Limiter). A refusal gets `Retry-After`.
+    ///
+    /// [`Rejection::to_response`] has them already.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use http::HeaderMap;
+    /// use tower_keep::{Limiter, MemoryStorage, rate_limit::Policy};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let limiter = Limiter::new(MemoryStorage::new(), Policy::new("otp", "1/min fixed".parse()?));
+    /// let mut headers = HeaderMap::new();
+    /// limiter.check("+49 30 1234567").await?.write_headers(&mut headers);
+    /// assert_eq!(headers["x-ratelimit-remaining"], "0");
+    /// assert!(!headers.contains_key("retry-after"));
+    ///
+    /// limiter.check("+49 30 1234567").await?.write_headers(&mut headers);
+    /// assert_eq!(headers["retry-after"], "60");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn write_headers(&self, headers: &mut HeaderMap) {
         let Inner { rules, verdicts, enforced, .. } = &*self.0;
         let (policy, set) = (&rules.policy, self.0.set());
         let outcomes = set.items.iter().map(|item| &item.shown).zip(verdicts);

@@ -1,14 +1,16 @@
 //! Decisions as axum extractors.
 
 use axum_core::{
+    body::Body,
     extract::{FromRequestParts, OptionalFromRequestParts},
     response::{IntoResponse, Response},
 };
 use http::{StatusCode, request::Parts};
 
 use super::Decision;
+use crate::problem::Problem;
 
-/// No [`Decision`] in the request: 500.
+/// No [`Decision`] in the request: 500, as a problem like the layer's own.
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
 pub struct MissingDecision;
@@ -27,8 +29,10 @@ impl std::error::Error for MissingDecision {}
 impl IntoResponse for MissingDecision {
     fn into_response(self) -> Response {
         event!(error, "{self}");
-        (StatusCode::INTERNAL_SERVER_ERROR, "the server's rate limits are set up wrongly")
+        Problem::from_status(StatusCode::INTERNAL_SERVER_ERROR)
+            .with_detail("the server's rate limits are set up wrongly")
             .into_response()
+            .map(Body::from)
     }
 }
 

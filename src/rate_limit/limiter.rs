@@ -4,13 +4,13 @@ use std::{
     fmt,
     ops::ControlFlow,
     pin::pin,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     task::{Context, Waker},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use tokio::time::Instant;
+use tokio::{runtime::Handle, time::Instant};
 
 use super::{
     Decision, Outage, Policy, PolicyError, Settlement, decision::Inner, policy::QuotaItem,
@@ -19,12 +19,16 @@ use super::{
 use crate::{
     MemoryStorage,
     storage::{
-        AnyStorage, Charge, Identity, Key, Name, Result, Spend, Storage, Verdict, acquire_now,
+        AnyStorage, Charge, Error, ErrorKind, Identity, Key, Name, Result, Spend, Storage, Verdict,
+        acquire_now,
     },
 };
 
 /// The namespace of all limiters unless told otherwise.
 const DEFAULT_NAMESPACE: &str = "ratelimit";
+
+/// The least time between two warnings of one limiter about its storage.
+const BETWEEN_WORDS: Duration = Duration::from_secs(1);
 
 /// Decides by a policy on a storage: what the layer does for requests, for everything else, such as
 /// WebSocket messages, jobs or one phone number.
@@ -62,6 +66,8 @@ pub(super) struct Shared {
     rules: ArcSwap<InForce>,
     /// Decides while the storage gives no answer.
     local: OnceLock<MemoryStorage>,
+    /// When it was last said that the storage gives no answer.
+    outage_told: Mutex<Option<Instant>>,
 }
 
 /// A policy at work: all that a decision has to hold on to.
@@ -93,6 +99,7 @@ impl Limiter {
                 storage: storage.erase(),
                 rules: ArcSwap::from_pointee(InForce { policy: Arc::new(policy), namespace }),
                 local: OnceLock::new(),
+                outage_told: Mutex::default(),
             }),
         }
     }
@@ -141,6 +148,10 @@ impl Limiter {
     /// # Errors
     ///
     /// As [`check`](Self::check).
+    ///
+    /// # Panics
+    ///
+    /// If it has to wait outside of a Tokio runtime, or in one without timers.
     ///
     /// # Cancel safety
     ///
@@ -322,7 +333,7 @@ impl Shared {
         let (verdicts, degraded) = match answer {
             Ok(verdicts) => (verdicts, false),
             Err(error) => {
-                event!(warn, policy = policy.name(), %error, "the storage gave no answer");
+                self.tell_of_outage(policy, &error);
                 match policy.outage {
                     Outage::Local => {
                         (question.ask(|charges| acquire_now(self.local(), charges))?, true)
@@ -346,9 +357,19 @@ impl Shared {
         }))
     }
 
-    /// As [`decide`](Self::decide), with what was taken under a guard. On a storage that may
-    /// have to be waited for the question runs in a task of its own: if the caller goes away before the answer, the
-    /// guard in the answer gives the units back all the same.
+    /// Once in a while: a log line for every request would make an outage worse.
+    fn tell_of_outage(&self, policy: &Policy, error: &Error) {
+        let now = Instant::now();
+        let mut told = self.outage_told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| now - told >= BETWEEN_WORDS) {
+            *told = Some(now);
+            event!(warn, policy = policy.name(), %error, "the storage gave no answer");
+        }
+    }
+
+    /// As [`decide`](Self::decide), with what was taken under a guard. On a storage that has to be
+    /// waited for the question runs in a task of its own: if the caller goes away before the answer,
+    /// the guard in the answer gives the units back all the same.
     pub(super) async fn reserve(
         self: &Arc<Self>,
         question: Question,
@@ -359,12 +380,13 @@ impl Shared {
             let decision = shared.decide(question).await?;
             Ok(Reservation::new(shared, decision, settlement))
         };
-        if self.storage.answers_at_once() {
-            return reserve.await;
-        }
-        match tokio::spawn(reserve).await {
+        let Some(runtime) = self.background() else { return reserve.await };
+        match runtime.spawn(reserve).await {
             Ok(reservation) => reservation,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(Error::new(ErrorKind::Unavailable, "the runtime is shutting down")),
+            },
         }
     }
 
@@ -409,14 +431,21 @@ impl Shared {
         self.local.get_or_init(MemoryStorage::new)
     }
 
-    /// Runs to its end whatever becomes of the caller. The memory storage answers at the first poll,
-    /// also where there is no runtime.
+    /// Where to run what has to outlive its caller. `None` if nothing has to be waited for, and
+    /// outside of a Tokio runtime.
+    pub(super) fn background(&self) -> Option<Handle> {
+        if self.storage.answers_at_once() { None } else { Handle::try_current().ok() }
+    }
+
+    /// Runs to its end whatever becomes of the caller; outside of a runtime as far as it gets
+    /// without waiting.
     pub(super) fn detach(&self, work: impl Future<Output = ()> + Send + 'static) {
-        if self.storage.answers_at_once() {
-            let ready = pin!(work).poll(&mut Context::from_waker(Waker::noop())).is_ready();
-            debug_assert!(ready, "the memory storage never waits");
-        } else if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(work);
+        match self.background() {
+            Some(runtime) => drop(runtime.spawn(work)),
+            None => {
+                let ready = pin!(work).poll(&mut Context::from_waker(Waker::noop())).is_ready();
+                debug_assert!(ready || !self.storage.answers_at_once(), "it has to be waited for");
+            }
         }
     }
 }

@@ -68,6 +68,33 @@
 //! limit by tier, handler. Put the layer on the whole router rather than on routes
 //! (`Router::layer`, not `route_layer`), so that unknown paths are limited too.
 //!
+//! # Browsers and CORS
+//!
+//! Scripts from other origins see a response, and its header fields, only if the CORS layer has
+//! dealt with it:
+//!
+//! - Where scripts are to understand a 429, put the CORS layer outside of the rate limit. It then
+//!   also answers preflights (`OPTIONS`) itself, so that they cost no units.
+//! - Expose the fields: `CorsLayer::expose_headers(`[`EXPOSED_HEADERS`]`)` of `tower-http`.
+//! - A limit that stays outside of CORS should not count preflights, of which a browser sends one
+//!   before each kind of request. Exempt only those, not all of `OPTIONS`, which handlers may
+//!   answer:
+//!
+//! ```
+//! use http::{Method, header::ACCESS_CONTROL_REQUEST_METHOD};
+//! use tower_keep::rate_limit::Policy;
+//!
+//! let policy = Policy::new("api", "100/min".parse()?).with_exemption(|head| {
+//!     head.method() == Method::OPTIONS
+//!         && head.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+//! });
+//! # let _ = policy;
+//! # Ok::<_, tower_keep::quota::ParseQuotaError>(())
+//! ```
+//!
+//! A preflight is an empty request that anybody can send: exempt them only where a CORS layer, which
+//! answers them cheaply, stands between the limit and the handlers.
+//!
 //! # Deployment
 //!
 //! Behind a proxy every request has the proxy's address. Say which proxies are yours with

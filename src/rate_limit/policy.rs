@@ -178,6 +178,10 @@ pub struct Policy {
 impl Policy {
     /// A policy of one quota.
     ///
+    /// Counters are kept under the name: policies of one name on one storage, in one
+    /// [namespace](super::Limiter::with_namespace), count together where their quotas have one
+    /// algorithm and period.
+    ///
     /// # Panics
     ///
     /// If the name is not of 1 to 40 characters from `a-z`, `A-Z`, `0-9`, `-`, `_`, `.`. For names
@@ -327,6 +331,10 @@ impl Policy {
 
     /// Client addresses that are refused with 403, before anything is counted. Wins over the allow
     /// list.
+    ///
+    /// A request of which the server does not know the address could be anybody's, so it is refused
+    /// as one without identity, unless [`with_missing_identity`](Self::with_missing_identity) says
+    /// otherwise.
     #[must_use]
     pub fn with_deny_list(mut self, networks: Networks) -> Self {
         self.denied = Some(networks);
@@ -413,6 +421,10 @@ impl Policy {
             if lists(&self.denied) {
                 return Admission::Denied;
             }
+            let refuse = self.missing_identity == MissingIdentity::Refuse;
+            if self.denied.is_some() && address.is_none() && refuse {
+                return Admission::NoAddress;
+            }
             if lists(&self.allowed) {
                 return Admission::Exempt;
             }
@@ -472,6 +484,8 @@ pub(super) enum Admission {
     Limited,
     Exempt,
     Denied,
+    /// The deny list cannot be asked.
+    NoAddress,
 }
 
 /// Quotas that are decided together, with their names in responses and keys.

@@ -64,7 +64,8 @@ impl Rejection {
     }
 
     /// The default response: `application/problem+json` (RFC 9457), with the quota's header fields
-    /// as far as its policy shows them.
+    /// as far as its policy shows them. What [`Policy::with_rejection`](super::Policy::with_rejection)
+    /// makes of a rejection is for the layer's own responses.
     pub fn to_response(&self) -> Response<Bytes> {
         let mut response = match self.usual_body() {
             Some(body) => Problem::response(self.status(), body),

@@ -49,12 +49,11 @@ impl Reservation {
                 }
             }
         };
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        self.shared.detach(async move {
+        match self.shared.background() {
             // Nobody waits for it any more if the client has gone.
-            let _ = sender.send(settle.await);
-        });
-        receiver.await.unwrap_or_else(|_| self.decision.clone())
+            Some(runtime) => runtime.spawn(settle).await.unwrap_or_else(|_| self.decision.clone()),
+            None => settle.await,
+        }
     }
 
     pub(super) fn cost(&self, response: ResponseHead<'_>) -> u32 {

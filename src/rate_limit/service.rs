@@ -11,7 +11,8 @@ use http::{Request, Response};
 use tower_service::Service;
 
 use super::{
-    Decision, Limiter, MissingIdentity, Rejection, RejectionKind, ResponseBody, ResponseFuture,
+    Decision, Limiter, MissingIdentity, Policy, Rejection, RejectionKind, ResponseBody,
+    ResponseFuture,
     future::{Passage, Verdict},
     limiter::{Question, Shared},
     policy,
@@ -95,6 +96,7 @@ fn begin(shared: &Arc<Shared>, head: RequestHead<'_>) -> Passage {
     match policy.admission(head) {
         policy::Admission::Exempt => return Passage::Decided(Verdict::Exempt),
         policy::Admission::Denied => return refuse(Rejection::new(RejectionKind::AddressDenied)),
+        policy::Admission::NoAddress => return refuse(nobody(policy, true)),
         policy::Admission::Limited => {}
     }
     let outer = head.extensions().get::<Decision>().cloned();
@@ -116,12 +118,7 @@ fn begin(shared: &Arc<Shared>, head: RequestHead<'_>) -> Passage {
             MissingIdentity::Exempt => return Passage::Decided(Verdict::Exempt),
             MissingIdentity::Share => Identity::global().and("no identity"),
             MissingIdentity::Refuse => {
-                let server_fault = policy.key.needs_address();
-                let rejection = Rejection::new(RejectionKind::MissingIdentity { server_fault });
-                if server_fault {
-                    event!(error, policy = policy.name(), "{rejection}");
-                }
-                return refuse(rejection);
+                return refuse(nobody(policy, policy.key.needs_address()));
             }
         },
     };
@@ -144,6 +141,15 @@ fn begin(shared: &Arc<Shared>, head: RequestHead<'_>) -> Passage {
             })
         }
     }
+}
+
+/// The rejection of a request that has no identity.
+fn nobody(policy: &Policy, server_fault: bool) -> Rejection {
+    let rejection = Rejection::new(RejectionKind::MissingIdentity { server_fault });
+    if server_fault {
+        event!(error, policy = policy.name(), "{rejection}");
+    }
+    rejection
 }
 
 fn ask(shared: &Arc<Shared>, question: Question) -> Passage {

@@ -4,6 +4,8 @@ use std::{fmt, sync::Arc};
 
 use http::{Extensions, HeaderMap, Response, StatusCode};
 
+use crate::head::Names;
+
 /// What a request really cost, declared by the handler as a response extension.
 ///
 /// # Examples
@@ -21,7 +23,7 @@ use http::{Extensions, HeaderMap, Response, StatusCode};
 pub struct Cost(pub u32);
 
 /// A response without its body, borrowed: what a [`Settlement`] sees.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct ResponseHead<'a> {
     status: StatusCode,
     headers: &'a HeaderMap,
@@ -53,13 +55,23 @@ impl<'a> ResponseHead<'a> {
     }
 }
 
+impl fmt::Debug for ResponseHead<'_> {
+    /// Without the values of the header fields, which may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseHead")
+            .field("status", &self.status)
+            .field("headers", &Names(self.headers))
+            .finish_non_exhaustive()
+    }
+}
+
 type Measure = dyn Fn(ResponseHead<'_>) -> u32 + Send + Sync;
 
 /// Reserves units before the handler runs and settles for what the request really cost.
 ///
 /// The reservation keeps concurrent requests from overspending. When the response is there, the
-/// difference is given back or taken on top. A request that is dropped before gives its
-/// reservation back, unless told otherwise.
+/// difference is given back or taken on top; the response waits for that, as its header fields tell
+/// of it. A request that is dropped before gives its reservation back, unless told otherwise.
 ///
 /// # Examples
 ///

@@ -22,6 +22,9 @@ const MOST_IDENTITIES: usize = 1_024;
 /// Denials of one identity, of different policies or tiers.
 const MOST_DENIALS: usize = 8;
 
+/// However long a policy allows; beyond it a time may be out of range.
+const LONGEST_MEMORY: Duration = Duration::from_secs(86_400);
+
 /// Refusals that still hold, by identity.
 pub(crate) struct Denials {
     hash_key: HashKey,
@@ -106,7 +109,7 @@ impl Denials {
         };
         let Some(wait) = charges.iter().zip(verdicts).filter_map(refused).max() else { return };
         // Counted from before the question: the storage judged after it.
-        let until = place.asked + wait.min(memory);
+        let until = place.asked + wait.min(memory).min(LONGEST_MEMORY);
         let now = Instant::now();
         let mut shard = self.shard(place.identity);
         if shard.forgotten != place.forgotten || until <= now {
@@ -127,7 +130,9 @@ impl Denials {
                 .map(|charge| (charge.key.clone(), charge.quota, units(charge), charge.enforce))
                 .collect(),
             verdicts: verdicts.into(),
-            since: place.asked,
+            // The storage judged before its answer came: counted from here, what is left of a wait
+            // is never told too short.
+            since: now,
             until,
         });
     }

@@ -47,6 +47,29 @@ async fn a_remembered_refusal_counts_its_times_down() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_obeys_a_remembered_refusal_of_a_distant_storage_is_admitted() {
+    let policy = Policy::new("api", Quota::fixed_window(1, Duration::from_secs(10)))
+        .with_denial_memory(Duration::from_secs(60));
+    let limiter = Limiter::new(Remote::distant(Duration::from_millis(400)), policy);
+    assert!(limiter.check("a").await.unwrap().is_allowed());
+    assert!(!limiter.check("a").await.unwrap().is_allowed());
+    let remembered = limiter.check("a").await.unwrap();
+    let wait = remembered.retry_after().unwrap();
+    // The window ends 10 s after the first unit came to the storage, 0.4 s of which have passed.
+    assert!(wait >= Duration::from_millis(9_600), "{wait:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_for_good_may_be_remembered_for_ever() {
+    let remote = Remote::default();
+    let limiter = Limiter::new(remote.clone(), policy().with_denial_memory(Duration::MAX));
+    for _ in 0..3 {
+        assert!(!limiter.check_units("a", 6).await.unwrap().is_allowed());
+    }
+    assert_eq!(remote.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_returned_elsewhere_is_seen_after_a_second() {
     let remote = Remote::default();
     let mut service = limited(&RateLimitLayer::new(remote.clone(), policy()));
@@ -81,7 +104,7 @@ async fn what_is_returned_or_raised_in_the_process_is_seen_at_once() {
 async fn a_refusal_covers_the_same_and_higher_costs_only() {
     let remote = Remote::default();
     let limiter = Limiter::new(remote.clone(), policy());
-    limiter.check_units("a", 3).await.unwrap();
+    let _ = limiter.check_units("a", 3).await.unwrap();
     assert!(!limiter.check_units("a", 4).await.unwrap().is_allowed());
     let calls = remote.calls();
     assert!(!limiter.check_units("a", 4).await.unwrap().is_allowed());
@@ -107,7 +130,7 @@ async fn an_answer_that_was_under_way_during_a_refund_is_not_remembered() {
     for _ in 0..50 {
         let taken = limiter.check_units("a", 5).await.unwrap();
         let (refused, refunded) = tokio::join!(limiter.check("a"), limiter.refund(&taken));
-        refused.unwrap();
+        let _ = refused.unwrap();
         refunded.unwrap();
         assert!(limiter.check("a").await.unwrap().is_allowed());
         limiter.reset("a").await.unwrap();

@@ -127,6 +127,22 @@ async fn lists_and_exemptions_come_first() {
 }
 
 #[tokio::test]
+async fn a_deny_list_that_cannot_be_asked_lets_nobody_pass() {
+    let denied = || {
+        policy(9)
+            .with_key(KeyExtractor::global())
+            .with_deny_list(Networks::try_new(["192.0.2.66"]).unwrap())
+    };
+    let mut service = limited(&RateLimitLayer::new(MemoryStorage::new(), denied()));
+    let response = send(&mut service, Request::new(())).await;
+    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    let lenient = denied().with_missing_identity(MissingIdentity::Share);
+    let mut service = limited(&RateLimitLayer::new(MemoryStorage::new(), lenient));
+    assert_eq!(send(&mut service, Request::new(())).await.status(), StatusCode::OK);
+    assert_eq!(status(&mut service, "192.0.2.66").await, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
 async fn a_request_without_identity_is_refused_unless_told_otherwise() {
     let nobody = || Request::new(());
     let layer = |policy| RateLimitLayer::new(MemoryStorage::new(), policy);
@@ -316,6 +332,7 @@ async fn an_axum_handler_takes_the_decision_as_an_argument() {
     assert_eq!(text(response).await, "api");
     let response = app.clone().oneshot(request("/outside")).await.unwrap();
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(header(&response, "content-type"), Some("application/problem+json"));
     let response = app.oneshot(request("/optional")).await.unwrap();
     assert_eq!(text(response).await, "false");
 }

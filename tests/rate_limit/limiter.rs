@@ -21,7 +21,7 @@ async fn peeking_takes_nothing_and_resetting_forgets(storage: AnyStorage) {
     for _ in 0..5 {
         assert_eq!(limiter.peek("a").await.unwrap().remaining(), Some(2));
     }
-    limiter.check_units("a", 2).await.unwrap();
+    let _ = limiter.check_units("a", 2).await.unwrap();
     assert!(!limiter.peek("a").await.unwrap().is_allowed());
     limiter.reset("a").await.unwrap();
     assert_eq!(limiter.peek("a").await.unwrap().remaining(), Some(2));
@@ -91,7 +91,7 @@ async fn changed_limits_keep_what_was_used(storage: AnyStorage) {
         |limit| Quota::token_bucket(limit, HOUR, limit),
     ] {
         let limiter = Limiter::new(storage.clone(), Policy::new("jobs", make(10)));
-        limiter.check_units("a", 6).await.unwrap();
+        let _ = limiter.check_units("a", 6).await.unwrap();
         for (limit, remaining) in [(100, 94), (7, 1), (3, 0), (10, 4)] {
             limiter.replace_policy(Policy::new("jobs", make(limit))).unwrap();
             let left = limiter.peek("a").await.unwrap().remaining().unwrap();

@@ -1,6 +1,7 @@
 //! The rate-limit layer through its public interface, on every storage alike.
 
 mod concurrency;
+mod contract;
 mod floods;
 mod layer;
 mod limiter;

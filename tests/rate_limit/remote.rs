@@ -1,8 +1,11 @@
 //! A storage that behaves like one across a network: it can be counted, delayed and cut off.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
 };
 
 use tower_keep::{
@@ -20,12 +23,26 @@ pub(crate) struct Remote {
     cut: Arc<AtomicBool>,
     /// How often a call yields before and after it is applied.
     yields: usize,
+    /// How long a call is under way before it is applied.
+    lag: Duration,
+    /// Whether it says that it is in the process, as one behind an asynchronous lock may.
+    local: bool,
 }
 
 impl Remote {
     /// One whose calls yield that often on the way there and back.
     pub(crate) fn slow(yields: usize) -> Self {
         Self { yields, ..Self::default() }
+    }
+
+    /// One in the process that has to be waited for all the same.
+    pub(crate) fn slow_and_local(yields: usize) -> Self {
+        Self { local: true, ..Self::slow(yields) }
+    }
+
+    /// One that is that far away.
+    pub(crate) fn distant(lag: Duration) -> Self {
+        Self { lag, ..Self::default() }
     }
 
     pub(crate) fn calls(&self) -> usize {
@@ -63,6 +80,9 @@ impl Storage for Remote {
     async fn acquire(&self, charges: &[Charge<'_>]) -> Result<Vec<Verdict>> {
         self.calls.fetch_add(1, SeqCst);
         self.way().await;
+        if !self.lag.is_zero() {
+            tokio::time::sleep(self.lag).await;
+        }
         if self.cut.load(SeqCst) {
             return Err(Error::new(ErrorKind::Unavailable, "cut off"));
         }
@@ -72,7 +92,9 @@ impl Storage for Remote {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new().with_atomic_across_identities()
+        let mut capabilities = Capabilities::new().with_atomic_across_identities();
+        capabilities.local = self.local;
+        capabilities
     }
 
     fn erase(self) -> AnyStorage {

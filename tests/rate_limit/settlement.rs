@@ -2,11 +2,11 @@
 
 use std::{
     convert::Infallible,
-    future::Future,
+    future::{Future, poll_fn},
     pin::pin,
     sync::Arc,
-    task::{Context, Waker},
-    time::Duration,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -20,7 +20,10 @@ use tower_keep::{
 };
 use tower_layer::Layer;
 
-use crate::{limited_with, on_every_storage, remote::Remote, request_from, send};
+use crate::{
+    count, limited_with, on_every_storage, redis_storage, remote::Remote, request_from, send,
+    support::RedisServer,
+};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -138,12 +141,99 @@ async fn drop_at_every_await_point(storage: AnyStorage, keep: bool) -> Vec<u32> 
 
 #[tokio::test]
 async fn a_request_dropped_at_any_await_point_leaks_no_reservation() {
-    let remote = Remote::slow(3);
-    for storage in [MemoryStorage::new().erase(), remote.erase()] {
+    let storages =
+        [MemoryStorage::new().erase(), Remote::slow(3).erase(), Remote::slow_and_local(3).erase()];
+    for storage in storages {
         let left = drop_at_every_await_point(storage, false).await;
         assert!(left.len() > 4, "there were several await points");
         assert!(left.iter().all(|left| *left == 10), "{left:?}");
     }
+}
+
+/// Drives a future without any runtime.
+fn run<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return value;
+        }
+    }
+}
+
+#[test]
+fn without_a_runtime_decisions_are_made_and_settled() {
+    for storage in [MemoryStorage::new().erase(), Remote::slow(3).erase()] {
+        let policy = policy().with_cost(|_| 4).with_settlement(Settlement::declared(2));
+        let layer = RateLimitLayer::new(storage, policy);
+        let mut service = limited_with(&layer, |_| Response::new(Full::default()));
+        for left in [8, 6, 4, 2] {
+            let response = run(send(&mut service, request_from("192.0.2.1")));
+            assert_eq!(response.status(), StatusCode::OK);
+            assert_eq!(run(remaining(layer.limiter())), left);
+        }
+        let refused = run(send(&mut service, request_from("192.0.2.1")));
+        assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert!(run(layer.limiter().check(Identity::global())).unwrap().is_allowed());
+        run(layer.limiter().reset(Identity::global())).unwrap();
+        assert_eq!(run(remaining(layer.limiter())), 10);
+    }
+}
+
+/// Drops requests at each of their polls, and after each of many times, on a real server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_redis_a_request_dropped_at_any_time_leaks_no_reservation() {
+    let server = RedisServer::start();
+    let storage = redis_storage(&server.url(), "tk").await;
+    let settlement = Settlement::declared(0);
+    let layer = RateLimitLayer::new(storage, policy().with_settlement(settlement));
+    let all_is_back = async |when: &str| {
+        let began = Instant::now();
+        while remaining(layer.limiter()).await < 10 {
+            assert!(began.elapsed() < Duration::from_secs(10), "a unit is lost: dropped {when}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    for polls in 0.. {
+        let mut service = slow(&layer, 2);
+        let mut request = pin!(Some(service.call(request_from("192.0.2.1"))));
+        let mut polled = 0;
+        let finished = poll_fn(|cx| {
+            if polled == polls {
+                request.set(None);
+                return Poll::Ready(false);
+            }
+            polled += 1;
+            let request = request.as_mut().as_pin_mut().expect("it is dropped at the end only");
+            request.poll(cx).map(|_| true)
+        });
+        let finished = finished.await;
+        all_is_back(&format!("at poll {polls}")).await;
+        if finished {
+            assert!(polls > 3, "there were several await points: {polls}");
+            break;
+        }
+    }
+    for micros in (0..3_000).step_by(count(50, 5)) {
+        let mut service = slow(&layer, 1);
+        let patience = Duration::from_micros(micros as u64);
+        let began = Instant::now();
+        let mut request = pin!(Some(service.call(request_from("192.0.2.1"))));
+        poll_fn(|cx| {
+            if began.elapsed() >= patience {
+                request.set(None);
+                return Poll::Ready(());
+            }
+            // The timer of the runtime is too coarse.
+            cx.waker().wake_by_ref();
+            request.as_mut().as_pin_mut().expect("as above").poll(cx).map(drop)
+        })
+        .await;
+        all_is_back(&format!("after {micros} us")).await;
+    }
+    // Whatever was still under way has come to its end.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(remaining(layer.limiter()).await, 10);
+    server.check_keys("tk");
 }
 
 #[tokio::test]
