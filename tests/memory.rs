@@ -190,7 +190,7 @@ async fn a_flood_neither_frees_an_offender_nor_locks_newcomers_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_spend_of_an_overflowed_identity_acts_on_its_bucket() {
+async fn takes_and_refunds_of_an_overflowed_identity_act_on_its_bucket() {
     let storage = MemoryStorage::builder().max_counters(0).build();
     let (one, neighbour) = (address(0x0A00_0001), address(0x0A00_0002));
     let receipt = spend(&storage, &one, PER_MINUTE, Spend::Take(8)).receipt.unwrap();
@@ -199,10 +199,30 @@ async fn every_spend_of_an_overflowed_identity_acts_on_its_bucket() {
     let refund = Spend::Refund { units: 5, receipt };
     assert_eq!(spend(&storage, &one, PER_MINUTE, refund).remaining, 7);
     assert_eq!(spend(&storage, &neighbour, PER_MINUTE, Spend::Peek).remaining, 7);
-    spend(&storage, &one, PER_MINUTE, Spend::Reset);
-    assert_eq!(spend(&storage, &one, PER_MINUTE, Spend::Peek).remaining, 10);
     assert_eq!(storage.stats().counters, 0);
-    assert_eq!(storage.stats().overflowed, 4);
+    assert_eq!(storage.stats().overflowed, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_of_an_overflowed_identity_gives_its_neighbours_nothing() {
+    let storage = MemoryStorage::builder().max_counters(0).build();
+    let (one, neighbour) = (address(0x0A00_0001), address(0x0A00_0002));
+    let receipt = spend(&storage, &one, PER_MINUTE, Spend::Take(10)).receipt.unwrap();
+    let verdict = spend(&storage, &one, PER_MINUTE, Spend::Reset);
+    assert!(verdict.allowed && verdict.remaining == 0 && verdict.receipt.is_none());
+    assert!(!take(&storage, &neighbour).allowed);
+    let refund = Spend::Refund { units: 1, receipt };
+    assert_eq!(spend(&storage, &one, PER_MINUTE, refund).remaining, 1, "receipts are still good");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_of_an_identity_with_a_counter_of_its_own_works_while_others_share() {
+    let storage = MemoryStorage::builder().max_counters(1).build();
+    let (own, sharing) = (address(0x0A00_0001), address(0x0A00_0002));
+    assert_eq!(spend(&storage, &own, PER_MINUTE, Spend::Take(10)).remaining, 0);
+    assert_eq!(spend(&storage, &sharing, PER_MINUTE, Spend::Take(10)).remaining, 0);
+    assert_eq!(spend(&storage, &own, PER_MINUTE, Spend::Reset).remaining, 10);
+    assert!(!take(&storage, &sharing).allowed);
 }
 
 #[tokio::test(start_paused = true)]

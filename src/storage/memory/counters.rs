@@ -297,9 +297,12 @@ fn evaluate(plans: &mut [Plan<'_>], guards: &Guards<'_>, overflow: Option<&Locke
             .filter(|earlier| plan.shares && earlier.shares && earlier.bucket == plan.bucket)
             .find_map(Plan::to_store);
         let base = before.or_else(|| plan.base(guards, overflow, now));
+        // One identity's reset must not give a whole flood a fresh bucket.
+        let others = plan.shares && plan.charge.spend == Spend::Reset;
         let returns = matches!(plan.charge.spend, Spend::Refund { .. } | Spend::Reset);
-        plan.idle = returns && base.is_none();
-        plan.step = Some(plan.charge.quota.step(base, now, plan.charge.spend));
+        plan.idle = others || (returns && base.is_none());
+        let spend = if others { Spend::Take(0) } else { plan.charge.spend };
+        plan.step = Some(plan.charge.quota.step(base, now, spend));
     }
 }
 
