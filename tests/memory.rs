@@ -15,6 +15,7 @@ use futures_util::FutureExt;
 use tokio::time::advance;
 use tower_keep::{
     MemoryStorage, Quota, Storage,
+    quota::Algorithm,
     storage::{
         Charge, ErrorKind, Get, Identity, Invalidation, Key, Name, Put, PutOutcome, Result, Spend,
         Tag, Tags, Touch, Verdict, When,
@@ -429,6 +430,27 @@ async fn a_log_that_cannot_grow_forgets_nothing() {
     }
     assert!(!spend(&storage, &log, quota, Spend::Take(1)).allowed);
     assert!(storage.stats().bytes <= 1 << 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn newcomers_that_fit_one_by_one_but_not_together_share() {
+    let storage = MemoryStorage::builder().max_bytes(1 << 20).build();
+    let quota = Quota::try_new(Algorithm::StrictWindow { slots: 60 }, 5, MINUTE).unwrap();
+    // The tables have room, and of the bytes are left what one of two states takes.
+    assert!(take(&storage, &number(0)).allowed);
+    put(&storage, &key("filler"), value(1)).unwrap();
+    let bound = (1 << 20) - (256 << 10);
+    let left = || bound - storage.stats().bytes;
+    put(&storage, &key("filler"), value(left() / 16 * 16 - 360)).unwrap();
+    assert!((256..512).contains(&left()), "{} bytes are left", left());
+
+    let (one, two) = (address(0x0A00_0001), address(0x0B00_0001));
+    let both = [&one, &two].map(|key| Charge::new(key, quota, Spend::Take(5)));
+    let verdicts = now(storage.acquire(&both)).unwrap();
+    assert!(verdicts.iter().all(|verdict| verdict.allowed));
+    let verdicts = now(storage.acquire(&both)).unwrap();
+    assert!(verdicts.iter().all(|verdict| !verdict.allowed));
+    assert!(storage.stats().overflowed > 0);
 }
 
 #[tokio::test(start_paused = true)]

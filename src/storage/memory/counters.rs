@@ -186,7 +186,25 @@ impl Counters {
                 return Ok(refusals(&plans, &guards, overflow.as_ref(), now));
             }
         }
-        self.fund(&mut plans, &guards, overflow.as_ref(), bounds)?;
+        if let Err(short) = self.fund(&mut plans, &guards, overflow.as_ref(), bounds) {
+            if !share {
+                return Err(short);
+            }
+            // There is room for the state of each newcomer, but not for all, or no more. Their
+            // places stay empty and dead.
+            let overflow = overflow.get_or_insert_with(|| self.overflow.lock());
+            let starts = |plan: &Plan<'_>| !plan.alive && plan.to_store().map_or(0, heap) > 0;
+            for plan in plans.iter_mut().filter(|plan| starts(plan)) {
+                plan.bucket = Some(overflow.find_or_make(plan.charge.key, hash_key).ok_or(short)?);
+                plan.shares = true;
+            }
+            evaluate(&mut plans, &guards, Some(overflow), now);
+            if is_refused(&plans) {
+                self.overflow.count(sharing(&plans));
+                return Ok(refusals(&plans, &guards, Some(overflow), now));
+            }
+            self.fund(&mut plans, &guards, Some(overflow), bounds)?;
+        }
         self.overflow.count(sharing(&plans));
         let verdicts = plans.iter().filter_map(|plan| Some(plan.step.as_ref()?.verdict)).collect();
         store(plans, &mut guards, overflow.as_mut(), now);
