@@ -80,14 +80,6 @@ impl Rig {
         counts.filter(|(name, _)| !own(name)).collect()
     }
 
-    /// Microseconds that the server spent in each script since the last `CONFIG RESETSTAT`.
-    pub(super) async fn cost_of_scripts(&mut self) -> f64 {
-        let info: String = self.run(&[b"INFO", b"commandstats"]).await;
-        let line = info.lines().find(|line| line.contains("evalsha")).unwrap();
-        let (_, cost) = line.split_once("usec_per_call=").unwrap();
-        cost.split(',').next().unwrap().parse().unwrap()
-    }
-
     pub(super) fn check_keys(&self) {
         self.server.check_keys(PREFIX);
     }
