@@ -433,6 +433,28 @@ async fn a_log_that_cannot_grow_forgets_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_shared_logs_of_one_policy_leave_room_for_the_buckets_of_others() {
+    let storage = MemoryStorage::builder().max_bytes(1 << 20).max_counters(0).build();
+    let quota = Quota::sliding_log(100, 60 * MINUTE);
+    for n in 0..40_000 {
+        if n % 100 == 0 {
+            advance(Duration::from_micros(1)).await;
+        }
+        spend(&storage, &number(n), quota, Spend::Take(1));
+    }
+    let other = Key::new(&Name::new("test"), &Name::new("other"), Identity::new("newcomer"));
+    assert!(take(&storage, &other).allowed);
+    assert!(storage.stats().bytes <= 1 << 20);
+    // About 39 of each bucket.
+    for n in 0..1_000 {
+        assert!(
+            spend(&storage, &number(n), quota, Spend::Peek).remaining < 95,
+            "{n} was forgotten"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn newcomers_that_fit_one_by_one_but_not_together_share() {
     let storage = MemoryStorage::builder().max_bytes(1 << 20).build();
     let quota = Quota::try_new(Algorithm::StrictWindow { slots: 60 }, 5, MINUTE).unwrap();

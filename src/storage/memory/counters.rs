@@ -233,6 +233,10 @@ impl Counters {
             let old_state = old.map(|counter| &counter.state);
             let old = old_state.map_or(0, heap);
             let Some(step) = &mut plan.step else { continue };
+            // The logs of one policy leave room for the buckets of others.
+            if plan.shares && budget.is_half_used() {
+                coalesce(&mut step.state, old_state);
+            }
             if !budget.exchange(old, heap(&step.state)) {
                 coalesce(&mut step.state, old_state);
                 if !budget.exchange(old, heap(&step.state)) {
