@@ -558,6 +558,23 @@ fn a_record_that_was_damaged_counts_as_lost_and_is_made_anew() {
 }
 
 #[test]
+fn a_server_without_memory_to_spare_still_reads_touches_and_ends_entries() {
+    block_on(async {
+        let mut rig = Rig::on_server_time().await;
+        rig.storage.put(&key(1), Put::new("x".into(), SECOND)).await.unwrap();
+        let _: () = rig.run(&[b"CONFIG", b"SET", b"maxmemory", b"1"]).await;
+        let full = rig.storage.put(&key(2), Put::new("x".into(), SECOND)).await.unwrap_err();
+        assert_eq!(full.kind(), ErrorKind::Full);
+        let touch = Touch { ttl: 60 * SECOND, slack: MS };
+        let get = Get::new().with_touch(touch).with_fence();
+        let lookup = rig.storage.get(&key(1), get).await.unwrap();
+        assert!(lookup.fence.is_some() && lookup.entry.unwrap().ttl > 59 * SECOND);
+        assert!(rig.storage.delete(&key(1), When::Always).await.unwrap());
+        rig.storage.invalidate(&namespace(), Tags::All, Invalidation::Hard).await.unwrap();
+    });
+}
+
+#[test]
 fn a_record_stays_bounded_and_forgets_the_oldest_first() {
     block_on(async {
         let mut rig = Rig::on_virtual_time().await;
