@@ -336,6 +336,17 @@ async fn a_large_body_does_not_hold_decisions_up() {
 }
 
 #[tokio::test]
+async fn a_purge_of_thousands_of_tags_does_not_go_before_decisions() {
+    let server = RedisServer::start();
+    let storage = builder(&server.url()).build().await.unwrap();
+    let tags: Vec<_> = (0..5_000_u32).map(|n| Tag::new(n.to_be_bytes())).collect();
+    storage.invalidate(&Name::new("cache"), Tags::Any(&tags), Invalidation::Hard).await.unwrap();
+    run(&storage, &echo("x")).await.unwrap();
+    let clients = server.ask("CLIENT LIST TYPE normal");
+    assert_eq!(clients.lines().filter(|line| line.contains("cmd=eval")).count(), 2, "{clients}");
+}
+
+#[tokio::test]
 async fn a_caller_with_a_short_deadline_does_not_keep_a_slow_network_from_connecting() {
     let server = RedisServer::start();
     let proxy = Proxy::start(server.port()).await;
