@@ -11,9 +11,10 @@ mod reference;
 
 use self::{
     history::History,
-    ops::{Op, ops},
+    ops::{NAMESPACES, Op, ops},
 };
 use super::{Harness, report::caught};
+use crate::storage::Name;
 
 /// How many shorter histories are tried once one has failed.
 const MOST_SHRINKS: u32 = 2_000;
@@ -59,6 +60,9 @@ pub async fn agrees_with_the_model<H: Harness>(harness: &H, cases: u32) {
 async fn run<H: Harness>(harness: &H, ops: Vec<Op>) -> Result<(), String> {
     let mut history = History::new(harness).await;
     let mut compare = async || {
+        for namespace in NAMESPACES {
+            history.keep_tags(&Name::new(namespace)).await?;
+        }
         for (n, op) in ops.iter().enumerate() {
             history.apply(op).await.map_err(|message| format!("operation {n}: {message}"))?;
         }

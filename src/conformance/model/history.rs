@@ -13,8 +13,8 @@ use crate::{
     conformance::{Harness, stage::key_in},
     quota::Algorithm,
     storage::{
-        Charge, Entry, Fence, Get, Identity, Invalidation, Key, Name, Put, PutOutcome, Receipt,
-        Spend, Tag, Tags, Touch, Verdict, Version, When,
+        Charge, Entry, Error, Fence, Get, Identity, Invalidation, Key, Name, Put, PutOutcome,
+        Receipt, Spend, Tag, Tags, Touch, Verdict, Version, When,
     },
 };
 
@@ -92,10 +92,26 @@ impl<'h, H: Harness> History<'h, H> {
                 let reach = some.as_deref().map_or(Tags::All, Tags::Any);
                 self.model.invalidate(&namespace, reach, how);
                 let done = self.storage.invalidate(&namespace, reach, how).await;
-                done.map_err(|error| format!("an invalidation failed: {error}"))
+                done.map_err(|error| format!("an invalidation failed: {error}"))?;
+                if matches!(reach, Tags::All) { self.keep_tags(&namespace).await } else { Ok(()) }
             }
             Op::Acquire { charges } => self.acquire(charges).await,
         }
+    }
+
+    /// Puts what may live longer than any history. When a record forgets a tag is up to the backend,
+    /// within what the contract allows, and the model could not tell.
+    pub(super) async fn keep_tags(&mut self, namespace: &Name) -> Result<(), String> {
+        let failed = |error: Error| format!("a put for later failed: {error}");
+        let key = Key::new(namespace, &Name::new("long"), Identity::global());
+        let fenced = Get::new().with_fence();
+        let put = Put::new(Bytes::new(), self.life(0)).with_max_lifetime(self.life(100_000));
+        if let Some(fence) = self.model.get(&key, fenced).fence {
+            self.model.put(&key, put.clone().with_fence(fence)).map_err(failed)?;
+        }
+        let fence = self.storage.get(&key, fenced).await.map_err(failed)?.fence;
+        let fence = fence.ok_or_else(|| "a lookup gave no fence".to_owned())?;
+        self.storage.put(&key, put.with_fence(fence)).await.map_err(failed).map(drop)
     }
 
     async fn get(
