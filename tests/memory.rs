@@ -15,6 +15,7 @@ use futures_util::FutureExt;
 use tokio::time::advance;
 use tower_keep::{
     MemoryStorage, Quota, Storage,
+    quota::Algorithm,
     storage::{
         Charge, ErrorKind, Get, Identity, Invalidation, Key, Name, Put, PutOutcome, Result, Spend,
         Tag, Tags, Touch, Verdict, When,
@@ -190,7 +191,7 @@ async fn a_flood_neither_frees_an_offender_nor_locks_newcomers_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_spend_of_an_overflowed_identity_acts_on_its_bucket() {
+async fn takes_and_refunds_of_an_overflowed_identity_act_on_its_bucket() {
     let storage = MemoryStorage::builder().max_counters(0).build();
     let (one, neighbour) = (address(0x0A00_0001), address(0x0A00_0002));
     let receipt = spend(&storage, &one, PER_MINUTE, Spend::Take(8)).receipt.unwrap();
@@ -199,10 +200,30 @@ async fn every_spend_of_an_overflowed_identity_acts_on_its_bucket() {
     let refund = Spend::Refund { units: 5, receipt };
     assert_eq!(spend(&storage, &one, PER_MINUTE, refund).remaining, 7);
     assert_eq!(spend(&storage, &neighbour, PER_MINUTE, Spend::Peek).remaining, 7);
-    spend(&storage, &one, PER_MINUTE, Spend::Reset);
-    assert_eq!(spend(&storage, &one, PER_MINUTE, Spend::Peek).remaining, 10);
     assert_eq!(storage.stats().counters, 0);
-    assert_eq!(storage.stats().overflowed, 4);
+    assert_eq!(storage.stats().overflowed, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_of_an_overflowed_identity_gives_its_neighbours_nothing() {
+    let storage = MemoryStorage::builder().max_counters(0).build();
+    let (one, neighbour) = (address(0x0A00_0001), address(0x0A00_0002));
+    let receipt = spend(&storage, &one, PER_MINUTE, Spend::Take(10)).receipt.unwrap();
+    let verdict = spend(&storage, &one, PER_MINUTE, Spend::Reset);
+    assert!(verdict.allowed && verdict.remaining == 0 && verdict.receipt.is_none());
+    assert!(!take(&storage, &neighbour).allowed);
+    let refund = Spend::Refund { units: 1, receipt };
+    assert_eq!(spend(&storage, &one, PER_MINUTE, refund).remaining, 1, "receipts are still good");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_of_an_identity_with_a_counter_of_its_own_works_while_others_share() {
+    let storage = MemoryStorage::builder().max_counters(1).build();
+    let (own, sharing) = (address(0x0A00_0001), address(0x0A00_0002));
+    assert_eq!(spend(&storage, &own, PER_MINUTE, Spend::Take(10)).remaining, 0);
+    assert_eq!(spend(&storage, &sharing, PER_MINUTE, Spend::Take(10)).remaining, 0);
+    assert_eq!(spend(&storage, &own, PER_MINUTE, Spend::Reset).remaining, 10);
+    assert!(!take(&storage, &sharing).allowed);
 }
 
 #[tokio::test(start_paused = true)]
@@ -409,6 +430,49 @@ async fn a_log_that_cannot_grow_forgets_nothing() {
     }
     assert!(!spend(&storage, &log, quota, Spend::Take(1)).allowed);
     assert!(storage.stats().bytes <= 1 << 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_shared_logs_of_one_policy_leave_room_for_the_buckets_of_others() {
+    let storage = MemoryStorage::builder().max_bytes(1 << 20).max_counters(0).build();
+    let quota = Quota::sliding_log(100, 60 * MINUTE);
+    for n in 0..40_000 {
+        if n % 100 == 0 {
+            advance(Duration::from_micros(1)).await;
+        }
+        spend(&storage, &number(n), quota, Spend::Take(1));
+    }
+    let other = Key::new(&Name::new("test"), &Name::new("other"), Identity::new("newcomer"));
+    assert!(take(&storage, &other).allowed);
+    assert!(storage.stats().bytes <= 1 << 20);
+    // About 39 of each bucket.
+    for n in 0..1_000 {
+        assert!(
+            spend(&storage, &number(n), quota, Spend::Peek).remaining < 95,
+            "{n} was forgotten"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn newcomers_that_fit_one_by_one_but_not_together_share() {
+    let storage = MemoryStorage::builder().max_bytes(1 << 20).build();
+    let quota = Quota::try_new(Algorithm::StrictWindow { slots: 60 }, 5, MINUTE).unwrap();
+    // The tables have room, and of the bytes are left what one of two states takes.
+    assert!(take(&storage, &number(0)).allowed);
+    put(&storage, &key("filler"), value(1)).unwrap();
+    let bound = (1 << 20) - (256 << 10);
+    let left = || bound - storage.stats().bytes;
+    put(&storage, &key("filler"), value(left() / 16 * 16 - 360)).unwrap();
+    assert!((256..512).contains(&left()), "{} bytes are left", left());
+
+    let (one, two) = (address(0x0A00_0001), address(0x0B00_0001));
+    let both = [&one, &two].map(|key| Charge::new(key, quota, Spend::Take(5)));
+    let verdicts = now(storage.acquire(&both)).unwrap();
+    assert!(verdicts.iter().all(|verdict| verdict.allowed));
+    let verdicts = now(storage.acquire(&both)).unwrap();
+    assert!(verdicts.iter().all(|verdict| !verdict.allowed));
+    assert!(storage.stats().overflowed > 0);
 }
 
 #[tokio::test(start_paused = true)]

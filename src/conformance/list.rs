@@ -89,6 +89,7 @@ macro_rules! __conformance_clauses {
             two_charges_with_one_key_are_refused
             counters_are_separate
             a_refund_restores_exactly
+            racing_refunds_of_two_quotas_return_once
             a_refund_returns_at_most_what_was_taken
             a_repeated_refund_never_overfills
             a_refund_of_a_force_leaves_no_debt

@@ -2,9 +2,12 @@
 
 use super::{
     Harness,
-    stage::{Stage, named, quotas},
+    stage::{RACERS, Stage, counter, named, quotas, race},
 };
-use crate::storage::{Receipt, Spend, Verdict};
+use crate::{
+    Quota, Storage,
+    storage::{Charge, Receipt, Spend, Verdict},
+};
 
 fn receipt(verdict: Verdict) -> Receipt {
     assert!(verdict.allowed);
@@ -25,6 +28,32 @@ pub async fn a_refund_restores_exactly<H: Harness>(harness: &H) {
             assert_eq!(stage.remaining(&key, quota).await, left, "{name}");
         }
     }
+}
+
+/// While many callers give two quotas back at once, each receipt returns its units once.
+pub async fn racing_refunds_of_two_quotas_return_once<H: Harness>(harness: &H) {
+    let stage = Stage::new(harness).await;
+    let (one, two) = (counter("one"), counter("two"));
+    let quota = Quota::fixed_window(1_000, stage.long());
+    let both = |spends: [Spend; 2]| {
+        let (storage, one, two) = (stage.storage.clone(), one.clone(), two.clone());
+        async move {
+            let [first, second] = spends;
+            let charges = [Charge::new(&one, quota, first), Charge::new(&two, quota, second)];
+            storage.acquire(&charges).await.expect("an acquire works")
+        }
+    };
+    both([Spend::Take(500); 2]).await;
+    let mut refunds = Vec::new();
+    for _ in 0..RACERS {
+        let verdicts = both([Spend::Take(3); 2]).await;
+        let refund = |verdict| Spend::Refund { units: 2, receipt: receipt(verdict) };
+        refunds.push(both([refund(verdicts[0]), refund(verdicts[1])]));
+    }
+    race(refunds).await;
+    let left = 500 - RACERS as u32;
+    assert_eq!(stage.remaining(&one, quota).await, left);
+    assert_eq!(stage.remaining(&two, quota).await, left);
 }
 
 /// A refund gives back no more than its receipt was for.

@@ -111,7 +111,8 @@ impl fmt::Display for Quota {
         }
         match self.algorithm {
             Algorithm::FixedWindow => f.write_str(" fixed"),
-            Algorithm::StrictWindow { .. } => f.write_str(" strict"),
+            Algorithm::StrictWindow { slots: DEFAULT_SLOTS } => f.write_str(" strict"),
+            Algorithm::StrictWindow { slots } => write!(f, " strict in {slots} slots"),
             Algorithm::SlidingLog => f.write_str(" log"),
             Algorithm::TokenBucket { burst } => write!(f, " burst {burst}"),
             _ => Ok(()),
@@ -152,6 +153,10 @@ mod tests {
             let quota: Quota = text.parse().unwrap();
             assert_eq!(quota.to_string(), text);
         }
+        let strict = Algorithm::StrictWindow { slots: 20 };
+        let printed = Quota::try_new(strict, 3, Duration::from_secs(60)).unwrap().to_string();
+        assert_eq!(printed, "3/min strict in 20 slots");
+        assert!(printed.parse::<Quota>().is_err(), "it would be another quota");
         assert_eq!("100/minute".parse(), "100/m".parse::<Quota>());
         assert_eq!(" 9/60s ".parse(), "9/min".parse::<Quota>());
     }

@@ -2,7 +2,9 @@
 //!
 //! After a refusal with `retry_after`, no call of the same or a higher cost can be granted before
 //! that time: usage only grows. So a flood from a refused identity is answered here, without asking
-//! the storage again. Only a refund, a reset or a raised limit breaks the rule: those made through
+//! the storage again. The answer is that of the refused call, its times counted down. A higher cost
+//! has other times and is asked about, too, until an identity comes with ever new costs; it is then
+//! told the time by which all is free. Only a refund, a reset or a raised limit breaks the rule: those made through
 //! this process are seen at once, those made elsewhere when the memory of the denial ends.
 
 use std::{
@@ -88,9 +90,11 @@ impl Denials {
         let forgotten = shard.forgotten;
         if let Some(denials) = shard.denials.get_mut(&identity) {
             denials.retain(|denial| now < denial.until);
-            if let Some(denial) = denials.iter().find(|denial| denial.covers(charges)) {
-                let passed = now - denial.since;
-                return Ok(denial.verdicts.iter().map(|verdict| later(verdict, passed)).collect());
+            let crowded = denials.len() >= MOST_DENIALS;
+            let denial = (denials.iter().find(|denial| denial.is_of(charges)))
+                .or_else(|| denials.iter().find(|denial| crowded && denial.covers(charges)));
+            if let Some(denial) = denial {
+                return Ok(denial.answer(charges, now));
             }
         }
         Err(Some(Place { identity, forgotten, asked: now }))
@@ -122,7 +126,7 @@ impl Denials {
             }
         }
         let denials = shard.denials.entry(place.identity).or_default();
-        denials.retain(|denial| now < denial.until && !denial.is_about(charges));
+        denials.retain(|denial| now < denial.until && !denial.is_of(charges));
         denials.truncate(MOST_DENIALS - 1);
         denials.push(Denial {
             charges: charges
@@ -154,9 +158,34 @@ impl Denial {
             })
     }
 
+    /// Of a call that costs the same.
+    fn is_of(&self, charges: &[Charge<'_>]) -> bool {
+        self.is_about(charges)
+            && self.charges.iter().zip(charges).all(|((.., cost, _), now)| *cost == units(now))
+    }
+
+    /// Of a call that costs the same or less.
     fn covers(&self, charges: &[Charge<'_>]) -> bool {
         self.is_about(charges)
             && self.charges.iter().zip(charges).all(|((.., cost, _), now)| *cost <= units(now))
+    }
+
+    /// What it says of these charges, which it covers.
+    fn answer(&self, charges: &[Charge<'_>], now: Instant) -> Vec<Verdict> {
+        let passed = now - self.since;
+        let costs = self.charges.iter().map(|(.., cost, _)| *cost);
+        let refused = self.verdicts.iter().zip(costs).map(|(verdict, cost)| {
+            let verdict = later(verdict, cost, passed);
+            (verdict, cost)
+        });
+        refused
+            .zip(charges)
+            .map(
+                |((verdict, cost), charge)| {
+                    if units(charge) > cost { for_more(verdict, units(charge)) } else { verdict }
+                },
+            )
+            .collect()
     }
 }
 
@@ -168,12 +197,112 @@ fn units(charge: &Charge<'_>) -> u32 {
 }
 
 /// A verdict as it reads that much later, if nobody spent.
-fn later(verdict: &Verdict, passed: Duration) -> Verdict {
+fn later(verdict: &Verdict, cost: u32, passed: Duration) -> Verdict {
     let mut verdict = *verdict;
     verdict.reset_after = verdict.reset_after.saturating_sub(passed);
     verdict.replenish_after = verdict.replenish_after.saturating_sub(passed);
+    if verdict.reset_after.is_zero() {
+        verdict.remaining = verdict.limit;
+        verdict.replenish_after = Duration::ZERO;
+    }
     if !verdict.allowed {
         verdict.retry_after = verdict.retry_after.map(|wait| wait.saturating_sub(passed));
+        // Another quota of the call refuses for longer.
+        if verdict.retry_after == Some(Duration::ZERO) {
+            verdict.allowed = true;
+            verdict.remaining = verdict.remaining.max(cost);
+        }
     }
     verdict
+}
+
+/// The same for more units than were asked for. How long they take only the storage knows; nothing
+/// is missing once all is free.
+fn for_more(mut verdict: Verdict, units: u32) -> Verdict {
+    verdict.allowed = units <= verdict.remaining;
+    verdict.retry_after = match units {
+        _ if verdict.allowed => Some(Duration::ZERO),
+        units if units > verdict.limit => None,
+        _ => Some(verdict.reset_after),
+    };
+    verdict
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        MemoryStorage, Storage,
+        storage::{Identity, Name},
+    };
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn key(detail: &str) -> Key {
+        Key::new(&Name::new("t"), &Name::new(detail), Identity::new("a"))
+    }
+
+    /// Asks the memory first, and says whether that had the answer.
+    async fn ask(
+        denials: &Denials,
+        storage: &MemoryStorage,
+        charges: &[Charge<'_>],
+    ) -> (Vec<Verdict>, bool) {
+        match denials.recall(charges) {
+            Ok(verdicts) => (verdicts, true),
+            Err(place) => {
+                let verdicts = storage.acquire(charges).await.unwrap();
+                denials.remember(place.unwrap(), charges, &verdicts, HOUR);
+                (verdicts, false)
+            }
+        }
+    }
+
+    fn charges<'a>(short: &'a Key, long: &'a Key, units: u32) -> [Charge<'a>; 2] {
+        let quota = |seconds| Quota::fixed_window(50, Duration::from_secs(seconds));
+        [
+            Charge::new(short, quota(10), Spend::Take(units)),
+            Charge::new(long, quota(60), Spend::Take(units)),
+        ]
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_recalled_is_what_the_storage_would_have_said() {
+        let (denials, storage) = (Denials::default(), MemoryStorage::new());
+        let (short, long) = (key("short"), key("long"));
+        let charges = |units| charges(&short, &long, units);
+        storage.acquire(&charges(40)).await.unwrap();
+        // The last also when the short window is over and only the long one refuses.
+        for passed in [0, 4, 4, 4] {
+            tokio::time::advance(Duration::from_secs(passed)).await;
+            for units in [20, 40, 11, 51] {
+                let (verdicts, recalled) = ask(&denials, &storage, &charges(units)).await;
+                assert_eq!(recalled, passed > 0, "{units} units after {passed} s");
+                // A refusal takes nothing, so asking again changes nothing.
+                let truth = storage.acquire(&charges(units)).await.unwrap();
+                assert_eq!(verdicts, truth, "{units} units after {passed} s");
+            }
+        }
+        assert!(storage.acquire(&charges(10)).await.unwrap().iter().all(|verdict| verdict.allowed));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ever_new_costs_are_answered_here_too_and_never_told_to_come_too_early() {
+        let (denials, storage) = (Denials::default(), MemoryStorage::new());
+        let (short, long) = (key("short"), key("long"));
+        let charges = |units| charges(&short, &long, units);
+        storage.acquire(&charges(40)).await.unwrap();
+        let mut asked = 0;
+        for units in 11..100 {
+            let (verdicts, recalled) = ask(&denials, &storage, &charges(units)).await;
+            asked += usize::from(!recalled);
+            let truth = storage.acquire(&charges(units)).await.unwrap();
+            for (verdict, truth) in verdicts.iter().zip(truth) {
+                assert_eq!(verdict.allowed, truth.allowed);
+                assert_eq!(verdict.retry_after.is_none(), truth.retry_after.is_none());
+                assert!(verdict.retry_after >= truth.retry_after);
+            }
+        }
+        assert_eq!(asked, MOST_DENIALS);
+    }
 }

@@ -63,7 +63,7 @@ pub async fn acquire_at<S: Storage>(
             read.push(Counter::read(storage, charge).await?);
         }
         let now = now_us();
-        let steps: Vec<_> =
+        let mut steps: Vec<_> =
             charges.iter().zip(&read).map(|(charge, counter)| counter.step(charge, now)).collect();
         if charges.iter().zip(&steps).any(|(charge, step)| charge.enforce && !step.verdict.allowed)
         {
@@ -72,8 +72,11 @@ pub async fn acquire_at<S: Storage>(
             });
             return Ok(judged.collect());
         }
+        let gives =
+            |charge: &Charge<'_>| matches!(charge.spend, Spend::Refund { .. } | Spend::Reset);
         for (i, (charge, step)) in charges.iter().zip(&steps).enumerate() {
             if charge.spend.changes()
+                && !gives(charge)
                 && step.verdict.allowed
                 && !read[i].write(storage, charge, step).await?
             {
@@ -84,9 +87,16 @@ pub async fn acquire_at<S: Storage>(
                 continue 'again;
             }
         }
+        // Refunds and resets come last: nothing refuses them any more, and whoever is faster only
+        // has them tried again, each by itself. Doing one twice would give back too much.
+        for (i, charge) in charges.iter().enumerate().filter(|(_, charge)| gives(charge)) {
+            if !read[i].write(storage, charge, &steps[i]).await? {
+                steps[i] = write_alone(storage, charge, &now_us).await?;
+            }
+        }
         return Ok(steps.into_iter().map(|step| step.verdict).collect());
     }
-    Err(Error::new(ErrorKind::Unavailable, "too many callers compete for one counter"))
+    Err(crowded())
 }
 
 /// A counter as it was read.
@@ -130,15 +140,141 @@ async fn give_back<S: Storage>(
 ) -> Result<()> {
     let Some(receipt) = step.verdict.receipt else { return Ok(()) };
     let refund = Charge { spend: Spend::Refund { units: receipt.units(), receipt }, ..*charge };
+    write_alone(storage, &refund, now_us).await.map(drop)
+}
+
+/// Does what is never refused, and does it once.
+async fn write_alone<S: Storage>(
+    storage: &S,
+    charge: &Charge<'_>,
+    now_us: &(impl Fn() -> u64 + Send + Sync),
+) -> Result<Step> {
     for _ in 0..MOST_TRIES {
         let counter = Counter::read(storage, charge).await?;
-        if counter.state.is_none() {
-            return Ok(());
-        }
-        let step = counter.step(&refund, now_us());
-        if counter.write(storage, charge, &step).await? {
-            return Ok(());
+        let step = counter.step(charge, now_us());
+        // What is gone has nothing to be given back to.
+        if counter.state.is_none() || counter.write(storage, charge, &step).await? {
+            return Ok(step);
         }
     }
-    Ok(())
+    Err(crowded())
+}
+
+fn crowded() -> Error {
+    Error::new(ErrorKind::Unavailable, "too many callers compete for one counter")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering::Relaxed},
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::{
+        MemoryStorage, Quota,
+        storage::{
+            AnyStorage, Capabilities, Identity, Invalidation, Key, Lookup, Name, Receipt, Tags,
+        },
+    };
+
+    const QUOTA: Quota = Quota::fixed_window(10, Duration::from_secs(60));
+
+    /// Compare-and-swap, where another caller charges the key just before one of the puts.
+    #[derive(Debug)]
+    struct Contended {
+        memory: MemoryStorage,
+        key: Key,
+        puts: AtomicUsize,
+        lost: usize,
+    }
+
+    #[deny(clippy::missing_trait_methods)]
+    impl Storage for Contended {
+        async fn get(&self, key: &Key, get: Get) -> Result<Lookup> {
+            self.memory.get(key, get).await
+        }
+
+        async fn put(&self, key: &Key, put: Put<'_>) -> Result<PutOutcome> {
+            if self.puts.fetch_add(1, Relaxed) == self.lost {
+                charge(&self.memory, &self.key, Spend::Take(1)).await;
+            }
+            self.memory.put(key, put).await
+        }
+
+        async fn delete(&self, key: &Key, when: When) -> Result<bool> {
+            self.memory.delete(key, when).await
+        }
+
+        async fn invalidate(&self, name: &Name, tags: Tags<'_>, how: Invalidation) -> Result<()> {
+            self.memory.invalidate(name, tags, how).await
+        }
+
+        async fn acquire(&self, charges: &[Charge<'_>]) -> Result<Vec<Verdict>> {
+            acquire(self, charges).await
+        }
+
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::new()
+        }
+
+        fn erase(self) -> AnyStorage {
+            AnyStorage::new(self)
+        }
+    }
+
+    /// Charges by compare-and-swap, with nobody in between.
+    async fn charge(storage: &MemoryStorage, key: &Key, spend: Spend) -> Verdict {
+        acquire(storage, &[Charge::new(key, QUOTA, spend)]).await.unwrap()[0]
+    }
+
+    fn keys() -> [Key; 2] {
+        ["one", "two"].map(|id| Key::new(&Name::new("t"), &Name::new("q"), Identity::new(id)))
+    }
+
+    async fn remaining(storage: &MemoryStorage) -> [u32; 2] {
+        let [one, two] = keys();
+        let one = charge(storage, &one, Spend::Peek).await.remaining;
+        [one, charge(storage, &two, Spend::Peek).await.remaining]
+    }
+
+    #[tokio::test]
+    async fn of_several_refunds_none_is_given_twice_when_another_caller_is_faster() {
+        for lost in 0..2 {
+            let memory = MemoryStorage::new();
+            let [one, two] = keys();
+            let mut receipts: Vec<Receipt> = Vec::new();
+            for key in [&one, &two] {
+                receipts.extend(charge(&memory, key, Spend::Take(8)).await.receipt);
+            }
+            let key = if lost == 0 { &one } else { &two }.clone();
+            let storage = Contended { memory: memory.clone(), key, puts: 0.into(), lost };
+            let refund =
+                |key, receipt| Charge::new(key, QUOTA, Spend::Refund { units: 2, receipt });
+            let charges = [refund(&one, receipts[0]), refund(&two, receipts[1])];
+            let verdicts = storage.acquire(&charges).await.unwrap();
+            let expected = if lost == 0 { [3, 4] } else { [4, 3] };
+            assert_eq!(remaining(&memory).await, expected, "the put {lost} was lost");
+            assert_eq!([verdicts[0].remaining, verdicts[1].remaining], expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refund_waits_for_the_takes_of_its_call() {
+        let memory = MemoryStorage::new();
+        let [one, two] = keys();
+        let receipt = charge(&memory, &one, Spend::Take(8)).await.receipt.unwrap();
+        charge(&memory, &two, Spend::Take(9)).await;
+        // The last unit of the second counter goes to somebody else, so the call is refused.
+        let storage =
+            Contended { memory: memory.clone(), key: two.clone(), puts: 0.into(), lost: 0 };
+        let charges = [
+            Charge::new(&one, QUOTA, Spend::Refund { units: 2, receipt }),
+            Charge::new(&two, QUOTA, Spend::Take(1)),
+        ];
+        let verdicts = storage.acquire(&charges).await.unwrap();
+        assert!(!verdicts[1].allowed);
+        assert_eq!(remaining(&memory).await, [2, 0], "nothing was given back");
+    }
 }

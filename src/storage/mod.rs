@@ -211,7 +211,8 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Invalid`](ErrorKind::Invalid) if two charges have one key.
+    /// [`Invalid`](ErrorKind::Invalid) if two charges have one key. [`Full`](ErrorKind::Full) if a
+    /// bounded backend has no room for another counter.
     fn acquire(&self, charges: &[Charge<'_>]) -> impl Future<Output = Result<Vec<Verdict>>> + Send;
 
     /// What the backend can do beyond the contract.

@@ -315,6 +315,9 @@ pub enum Spend {
         receipt: Receipt,
     },
     /// Forgets all usage. Receipts from before return nothing any more.
+    ///
+    /// A bounded backend that lets the identity share a counter with others, for want of room,
+    /// leaves that as it is.
     Reset,
 }
 

@@ -101,16 +101,18 @@ async fn what_is_returned_or_raised_in_the_process_is_seen_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_covers_the_same_and_higher_costs_only() {
+async fn a_refusal_answers_for_its_own_cost_only() {
     let remote = Remote::default();
     let limiter = Limiter::new(remote.clone(), policy());
     let _ = limiter.check_units("a", 3).await.unwrap();
-    assert!(!limiter.check_units("a", 4).await.unwrap().is_allowed());
+    let first = limiter.check_units("a", 4).await.unwrap();
     let calls = remote.calls();
     assert!(!limiter.check_units("a", 4).await.unwrap().is_allowed());
-    assert!(!limiter.check_units("a", 5).await.unwrap().is_allowed());
-    assert!(!limiter.check_units("a", 9).await.unwrap().is_allowed(), "more than the quota");
     assert_eq!(remote.calls(), calls);
+    let more = limiter.check_units("a", 5).await.unwrap();
+    assert!(!more.is_allowed() && more.retry_after() > first.retry_after());
+    let never = limiter.check_units("a", 9).await.unwrap();
+    assert!(!never.is_allowed() && never.retry_after().is_none(), "more than the quota");
     assert!(limiter.check_units("a", 2).await.unwrap().is_allowed());
 }
 

@@ -48,6 +48,10 @@ impl Budget {
         self.used().checked_add(amount).is_some_and(|sum| sum <= self.most)
     }
 
+    pub(super) fn is_half_used(&self) -> bool {
+        self.used() >= self.most / 2
+    }
+
     pub(super) fn used(&self) -> usize {
         self.used.load(Relaxed)
     }

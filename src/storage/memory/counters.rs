@@ -186,7 +186,25 @@ impl Counters {
                 return Ok(refusals(&plans, &guards, overflow.as_ref(), now));
             }
         }
-        self.fund(&mut plans, &guards, overflow.as_ref(), bounds)?;
+        if let Err(short) = self.fund(&mut plans, &guards, overflow.as_ref(), bounds) {
+            if !share {
+                return Err(short);
+            }
+            // There is room for the state of each newcomer, but not for all, or no more. Their
+            // places stay empty and dead.
+            let overflow = overflow.get_or_insert_with(|| self.overflow.lock());
+            let starts = |plan: &Plan<'_>| !plan.alive && plan.to_store().map_or(0, heap) > 0;
+            for plan in plans.iter_mut().filter(|plan| starts(plan)) {
+                plan.bucket = Some(overflow.find_or_make(plan.charge.key, hash_key).ok_or(short)?);
+                plan.shares = true;
+            }
+            evaluate(&mut plans, &guards, Some(overflow), now);
+            if is_refused(&plans) {
+                self.overflow.count(sharing(&plans));
+                return Ok(refusals(&plans, &guards, Some(overflow), now));
+            }
+            self.fund(&mut plans, &guards, Some(overflow), bounds)?;
+        }
         self.overflow.count(sharing(&plans));
         let verdicts = plans.iter().filter_map(|plan| Some(plan.step.as_ref()?.verdict)).collect();
         store(plans, &mut guards, overflow.as_mut(), now);
@@ -215,6 +233,10 @@ impl Counters {
             let old_state = old.map(|counter| &counter.state);
             let old = old_state.map_or(0, heap);
             let Some(step) = &mut plan.step else { continue };
+            // The logs of one policy leave room for the buckets of others.
+            if plan.shares && budget.is_half_used() {
+                coalesce(&mut step.state, old_state);
+            }
             if !budget.exchange(old, heap(&step.state)) {
                 coalesce(&mut step.state, old_state);
                 if !budget.exchange(old, heap(&step.state)) {
@@ -297,9 +319,12 @@ fn evaluate(plans: &mut [Plan<'_>], guards: &Guards<'_>, overflow: Option<&Locke
             .filter(|earlier| plan.shares && earlier.shares && earlier.bucket == plan.bucket)
             .find_map(Plan::to_store);
         let base = before.or_else(|| plan.base(guards, overflow, now));
+        // One identity's reset must not give a whole flood a fresh bucket.
+        let others = plan.shares && plan.charge.spend == Spend::Reset;
         let returns = matches!(plan.charge.spend, Spend::Refund { .. } | Spend::Reset);
-        plan.idle = returns && base.is_none();
-        plan.step = Some(plan.charge.quota.step(base, now, plan.charge.spend));
+        plan.idle = others || (returns && base.is_none());
+        let spend = if others { Spend::Take(0) } else { plan.charge.spend };
+        plan.step = Some(plan.charge.quota.step(base, now, spend));
     }
 }
 

@@ -41,8 +41,9 @@ use self::{budget::Bounds, counters::Counters, entries::Entries};
 ///   keyed hash of its [network prefix](super::Identity::group), or of the identity if it has none.
 ///   So a flood of made-up identities can neither reset the counter of an offender nor lock out
 ///   everybody else. Who gets a counter of his own later starts with what the shared one has
-///   counted, if the period is at most an hour. [`overflowed`](MemoryStats::overflowed) counts
-///   these charges, and the first is logged.
+///   counted, if the period is at most an hour. A [reset](super::Spend::Reset) of an identity that
+///   shares changes nothing, for the usage is that of others too.
+///   [`overflowed`](MemoryStats::overflowed) counts these charges, and the first is logged.
 ///
 /// The counter of one identity takes less than 80 bytes with a sliding, fixed or calendar window or
 /// a token bucket; a strict window adds 64 and a log up to 16 for each unit. An entry takes less

@@ -62,6 +62,9 @@ pub(super) fn fault(error: &RedisError) -> Fault {
     if error.is_timeout() {
         return Fault::Silence;
     }
+    if let Some(raised) = raised_in_script(error) {
+        return fault(&raised);
+    }
     match error.kind() {
         redis::ErrorKind::Server(S::ReadOnly | S::MasterDown) => Fault::Connection,
         redis::ErrorKind::Server(S::BusyLoading | S::ClusterDown | S::TryAgain) => Fault::Server,
@@ -81,6 +84,9 @@ pub(super) fn explain(error: &RedisError, waited: Duration) -> Cause {
     use redis::ErrorKind as K;
     if error.is_timeout() {
         return timeout(waited);
+    }
+    if let Some(raised) = raised_in_script(error) {
+        return explain(&raised, waited);
     }
     let (kind, message) = match error.kind() {
         K::Server(server) => return explain_server(server, error),
@@ -110,6 +116,21 @@ pub(super) fn explain(error: &RedisError, waited: Duration) -> Cause {
         _ => (ErrorKind::Other, "the redis client failed"),
     };
     Cause::new(kind, message)
+}
+
+/// The error of a command within a script. Redis 6.2 wraps it, code and all, in an `ERR`:
+/// `Error running script (call to f_..): @user_script:1: -READONLY ..`; from 7.0 on it comes bare.
+fn raised_in_script(error: &RedisError) -> Option<RedisError> {
+    let detail = error.detail().filter(|text| text.starts_with("Error running script"))?;
+    let (_, raised) = detail.rsplit_once("@user_script:")?;
+    let (_, raised) = raised.split_once(": ")?;
+    let raised = raised.trim_start_matches('-');
+    let code = raised.split(' ').next().unwrap_or_default();
+    if code.is_empty() || code == "ERR" || !code.bytes().all(|b| b.is_ascii_uppercase()) {
+        return None;
+    }
+    let line = format!("-{raised}\r\n");
+    redis::parse_redis_value(line.as_bytes()).ok()?.extract_error().err()
 }
 
 const REFUSED: &str = "redis refused the user name or password; check them in the URL";
@@ -218,6 +239,29 @@ mod tests {
             let error = answered(line);
             assert_eq!(explain(&error, wait).kind(), kind, "{line}");
             assert_eq!(fault(&error), whose, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_redis_6_wraps_in_an_error_of_the_script_is_told_apart() {
+        let wait = Duration::from_millis(100);
+        for (raised, kind, whose) in [
+            ("1: -READONLY You can't write against a replica.", ErrorKind::Unavailable, "link"),
+            ("1: @user_script: 1: -READONLY You can't write.", ErrorKind::Unavailable, "link"),
+            ("138: WRONGTYPE Operation against a key", ErrorKind::Corrupt, "call"),
+            ("3: @user_script: 3: -OOM command not allowed", ErrorKind::Full, "call"),
+            ("3: -MISCONF Redis is configured to save", ErrorKind::Unavailable, "call"),
+            ("3: ERR invalid expire time in set", ErrorKind::Other, "call"),
+            ("3: attempt to index a nil value", ErrorKind::Other, "call"),
+            ("3: ", ErrorKind::Other, "call"),
+            ("3", ErrorKind::Other, "call"),
+        ] {
+            let line =
+                format!("-ERR Error running script (call to f_e0e1): @user_script:{raised}\r\n");
+            let error = answered(&line);
+            assert_eq!(explain(&error, wait).kind(), kind, "{line}");
+            let fault_of = if whose == "link" { Fault::Connection } else { Fault::Call };
+            assert_eq!(fault(&error), fault_of, "{line}");
         }
     }
 

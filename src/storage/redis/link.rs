@@ -50,6 +50,13 @@ struct State {
     work: Option<watch::Receiver<Option<Made>>>,
 }
 
+impl State {
+    /// Whether the connections of this link are still the present ones.
+    fn holds(&self, link: &Link) -> bool {
+        self.link.as_ref().is_some_and(|now| Arc::ptr_eq(&now.lanes, &link.lanes))
+    }
+}
+
 type Made = Result<Arc<Link>, Cause>;
 
 /// Connections that were made together.
@@ -239,8 +246,7 @@ impl Links {
         }
     }
 
-    fn install(&self, secret: &Secret, lanes: Arc<[Lane]>) -> Arc<Link> {
-        let mut state = self.write();
+    fn install(&self, state: &mut State, secret: &Secret, lanes: Arc<[Lane]>) -> Arc<Link> {
         state.epoch += 1;
         let link = Arc::new(Link {
             epoch: state.epoch,
@@ -281,21 +287,23 @@ impl Links {
             return;
         };
         self.learn(&secret);
-        if secret.hash_key() != link.hash_key && self.is_current(link) {
-            // Fences were taken under other names of the tags: a new epoch refuses them.
-            self.install(&secret, link.lanes.clone());
+        if secret.hash_key() == link.hash_key {
+            return;
         }
-    }
-
-    fn is_current(&self, link: &Link) -> bool {
-        self.read().link.as_ref().is_some_and(|now| Arc::ptr_eq(&now.lanes, &link.lanes))
+        let mut state = self.write();
+        // Under one lock: connections that were given up meanwhile must not come back, for they may
+        // lead to a server that was demoted.
+        if state.holds(link) {
+            // Fences were taken under other names of the tags: a new epoch refuses them.
+            self.install(&mut state, &secret, link.lanes.clone());
+        }
     }
 
     /// Gives a link up, if its connections are still the present ones. Calls that are under way on
     /// it go on.
     pub(super) fn drop_link(&self, link: &Link, reason: &str) {
         let mut state = self.write();
-        if state.link.as_ref().is_some_and(|now| Arc::ptr_eq(&now.lanes, &link.lanes)) {
+        if state.holds(link) {
             state.link = None;
             drop(state);
             events::lane_dropped(reason);
@@ -336,7 +344,7 @@ impl Work {
         }
         match timeout(links.settings.connect, links.dial()).await {
             Ok(Ok((secret, lanes))) => {
-                let link = links.install(&secret, lanes);
+                let link = links.install(&mut links.write(), &secret, lanes);
                 if link.epoch > 1 {
                     events::lane_replaced(link.epoch);
                 }

@@ -13,14 +13,16 @@ use super::{
 };
 use crate::storage::{
     AnyStorage, Capabilities, Charge, Error, ErrorKind, Fence, Get, HashKey, Invalidation, Key,
-    Lookup, Name, Put, PutOutcome, Result, Storage, Tags, Verdict, Version, When, check_charges,
-    check_put, micros,
+    Lookup, Name, Put, PutOutcome, Result, Storage, TagDigest, Tags, Verdict, Version, When,
+    check_charges, check_put, micros,
 };
 
 /// Bodies above this would hold up the decisions behind them.
 const LARGE: usize = 32 * 1024;
 /// As in entry.lua.
 const MOST_TAGS: usize = 4_000;
+/// Lua's stack is small.
+const MOST_CHARGES: usize = 4_000;
 
 #[deny(clippy::missing_trait_methods)]
 impl Storage for RedisStorage {
@@ -167,9 +169,9 @@ impl Storage for RedisStorage {
         let call = Call {
             script: &self.inner.scripts.invalidate,
             keys: vec![keys.record(namespace)],
+            large: digests.len() * size_of::<TagDigest>() > LARGE,
             args: vec![args, digests.concat()],
             repeatable: true,
-            large: false,
         };
         let Value::BulkString(reply) = ticket.run(&call).await? else {
             return Err(codec::corrupt());
@@ -180,6 +182,12 @@ impl Storage for RedisStorage {
     }
 
     async fn acquire(&self, charges: &[Charge<'_>]) -> Result<Vec<Verdict>> {
+        if charges.len() > MOST_CHARGES {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("a call to Redis has at most {MOST_CHARGES} charges"),
+            ));
+        }
         check_charges(charges)?;
         if charges.is_empty() {
             return Ok(Vec::new());

@@ -12,7 +12,9 @@ use super::{
     call::{Call, Script},
     lanes::Class,
 };
-use crate::storage::{Error, ErrorKind, Result};
+use crate::storage::{
+    Error, ErrorKind, Get, Identity, Invalidation, Key, Name, Put, Result, Storage, Tag, Tags,
+};
 
 #[path = "../../../tests/support/mod.rs"]
 pub(super) mod support;
@@ -334,6 +336,17 @@ async fn a_large_body_does_not_hold_decisions_up() {
 }
 
 #[tokio::test]
+async fn a_purge_of_thousands_of_tags_does_not_go_before_decisions() {
+    let server = RedisServer::start();
+    let storage = builder(&server.url()).build().await.unwrap();
+    let tags: Vec<_> = (0..5_000_u32).map(|n| Tag::new(n.to_be_bytes())).collect();
+    storage.invalidate(&Name::new("cache"), Tags::Any(&tags), Invalidation::Hard).await.unwrap();
+    run(&storage, &echo("x")).await.unwrap();
+    let clients = server.ask("CLIENT LIST TYPE normal");
+    assert_eq!(clients.lines().filter(|line| line.contains("cmd=eval")).count(), 2, "{clients}");
+}
+
+#[tokio::test]
 async fn a_caller_with_a_short_deadline_does_not_keep_a_slow_network_from_connecting() {
     let server = RedisServer::start();
     let proxy = Proxy::start(server.port()).await;
@@ -476,6 +489,30 @@ async fn a_secret_that_changes_under_a_connection_is_adopted_with_a_new_epoch() 
     let healed = storage.inner.lanes.enter(Class::Decision).await.unwrap();
     assert_eq!(healed.hash_key(), after.hash_key());
     assert!(server.ask("GET tk:secret").contains("0123456789abcdef"));
+}
+
+#[tokio::test]
+async fn a_purge_by_a_secret_that_was_replaced_is_not_acknowledged() {
+    let server = RedisServer::start();
+    let open =
+        || async { patient(RedisStorage::builder().url(server.url())).build().await.unwrap() };
+    let storage = open().await;
+    let (namespace, tags) = (Name::new("cache"), [Tag::new("news")]);
+    let key = Key::new(&namespace, &Name::new("page"), Identity::new("/"));
+    let purge = || storage.invalidate(&namespace, Tags::Any(&tags), Invalidation::Hard);
+    purge().await.unwrap();
+
+    // The server lost its state, and a node that came up since has drawn another secret.
+    server.ask("FLUSHALL");
+    let other = open().await;
+    let fence = other.get(&key, Get::new().with_fence()).await.unwrap().fence.unwrap();
+    let put = Put::new("old news".into(), LONG).with_max_lifetime(LONG).with_fence(fence);
+    other.put(&key, put.with_tags(&tags)).await.unwrap();
+    server.ask("CLIENT KILL TYPE normal SKIPME yes");
+
+    assert_eq!(purge().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    purge().await.unwrap();
+    assert_eq!(storage.get(&key, Get::new()).await.unwrap().entry, None);
 }
 
 #[tokio::test]

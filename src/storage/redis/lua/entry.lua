@@ -54,12 +54,21 @@ local function split(digests, first, last)
   return list
 end
 
+-- A number of ours; nil for anything else, also for what Lua reads as one, such as nan.
+local function whole(text)
+  local number = tonumber(text)
+  return number and number >= 0 and number < EXACT and number or nil
+end
+
 -- The record, with the newest hard and soft stamp of any of these tags; nil if there is none.
 local function read_record(key, digests)
   local fields = call('HMGET', key, 'g', 'l', 'f', 'm', spread(split(digests, 1, #digests / 16)))
   local generation, last, lowest, longest =
-    fields[1], tonumber(fields[2]), tonumber(fields[3]), tonumber(fields[4])
-  if not generation or #generation ~= 16 or not last or not lowest or not longest then return nil end
+    fields[1], whole(fields[2]), whole(fields[3]), whole(fields[4])
+  -- A damaged record counts as lost, or its namespace would stay closed for as long as it is used.
+  if not generation or #generation ~= 16 or not last or not lowest or not longest or lowest > last then
+    return nil
+  end
   local hard, soft = 0, 0
   for i = 5, #fields do
     local stamps = fields[i]

@@ -19,8 +19,10 @@ if touch > 0 and (status == LIVE or status == STALE) then
   if entry.deadline > 0 and wanted > entry.deadline then wanted = entry.deadline end
   if wanted > expires + slack then
     expires = wanted
-    call('SETRANGE', KEYS[1], 35, pack('>I8', expires))
+    -- In this order: a server without memory to spare refuses SETRANGE as the first write of a
+    -- script, although nothing grows, and a touch would then fail the read.
     call('PEXPIRE', KEYS[1], ceil((expires - now) / 1000) + LINGER)
+    call('SETRANGE', KEYS[1], 35, pack('>I8', expires))
   end
 end
 

@@ -45,7 +45,9 @@ end
 local known = call('HLEN', key) - 5
 local lowest, cursor = record.lowest, 0
 if known > SMALL then
-  local scan = call('HSCAN', key, call('HGET', key, 'c') or 0, 'COUNT', STEP + 4 * count)
+  local from = call('HGET', key, 'c')
+  if not from or not from:find('^%d+$') or #from > 19 then from = 0 end
+  local scan = call('HSCAN', key, from, 'COUNT', STEP + 4 * count)
   cursor = scan[1]
   local found = {}
   for i = 1, #scan[2], 2 do

@@ -442,3 +442,19 @@ fn a_reply_that_is_not_the_answer_is_corrupt() {
         assert_eq!(codec::verdicts(value, check, &charges).unwrap_err().kind(), ErrorKind::Corrupt);
     }
 }
+
+#[test]
+fn as_many_charges_as_one_call_may_have_are_decided_and_more_are_refused() {
+    block_on(async {
+        let rig = Rig::on_server_time().await;
+        let (namespace, detail) = (Name::new("t"), Name::new("d"));
+        let key = |n: usize| Key::new(&namespace, &detail, Identity::new(n.to_be_bytes()));
+        let keys: Vec<_> = (0..4_001).map(key).collect();
+        let quota = Quota::sliding_window(5, Duration::from_secs(60));
+        let charge = |key| Charge::new(key, quota, Spend::Take(1));
+        let charges: Vec<_> = keys.iter().map(charge).collect();
+        assert_eq!(rig.storage.acquire(&charges[..4_000]).await.unwrap().len(), 4_000);
+        let error = rig.storage.acquire(&charges).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+    });
+}

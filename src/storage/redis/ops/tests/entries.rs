@@ -519,6 +519,62 @@ fn a_record_forgets_tags_that_nothing_can_carry_and_raises_its_floor() {
 }
 
 #[test]
+fn a_record_that_was_damaged_counts_as_lost_and_is_made_anew() {
+    block_on(async {
+        let mut rig = Rig::on_server_time().await;
+        let name = record_name(&rig);
+        let words = ["nan", "-nan", "inf", "1e300", "-5", "x", "", "9007199254740992"];
+        let fields = words.map(|word| [("l", word), ("f", word), ("m", word)]).concat();
+        let more = [
+            ("g", "short"),
+            ("f", "9007199254740991"),
+            ("c", "x"),
+            ("c", "99999999999999999999999"),
+        ];
+        for (field, word) in fields.into_iter().chain(more) {
+            let wrong = format!("{field} = {word}");
+            // Of more tags than are left alone, so that the cursor is used.
+            let tags: Vec<_> = (0..100).map(tag).collect();
+            rig.storage
+                .invalidate(&namespace(), Tags::Any(&tags), Invalidation::Hard)
+                .await
+                .unwrap();
+            let _: u64 = rig.run(&[b"HSET", &name, field.as_bytes(), word.as_bytes()]).await;
+
+            let fence = fence(&rig).await;
+            let put = Put::new("x".into(), SECOND).with_max_lifetime(SECOND);
+            let put = put.with_fence(fence).with_tags(&tags[..1]);
+            let outcome = rig.storage.put(&key(1), put.clone()).await.unwrap();
+            assert!(matches!(outcome, PutOutcome::Stored(_)), "{wrong}: {outcome:?}");
+            assert!(rig.storage.get(&key(1), Get::new()).await.unwrap().entry.is_some(), "{wrong}");
+            let hard = Invalidation::Hard;
+            rig.storage.invalidate(&namespace(), Tags::Any(&tags), hard).await.expect(&wrong);
+            assert_eq!(rig.storage.get(&key(1), Get::new()).await.unwrap().entry, None, "{wrong}");
+            let late = rig.storage.put(&key(1), put).await.unwrap();
+            assert_eq!(late, PutOutcome::Conflict(None), "{wrong}");
+        }
+        rig.check_keys();
+    });
+}
+
+#[test]
+fn a_server_without_memory_to_spare_still_reads_touches_and_ends_entries() {
+    block_on(async {
+        let mut rig = Rig::on_server_time().await;
+        rig.storage.put(&key(1), Put::new("x".into(), SECOND)).await.unwrap();
+        let _: () = rig.run(&[b"CONFIG", b"SET", b"maxmemory", b"1"]).await;
+        let full = rig.storage.put(&key(2), Put::new("x".into(), SECOND)).await.unwrap_err();
+        assert_eq!(full.kind(), ErrorKind::Full);
+        let touch = Touch { ttl: 60 * SECOND, slack: MS };
+        let get = Get::new().with_touch(touch).with_fence();
+        let lookup = rig.storage.get(&key(1), get).await.unwrap();
+        assert!(lookup.fence.is_some() && lookup.entry.unwrap().ttl > 59 * SECOND);
+        assert!(rig.storage.delete(&key(1), When::Always).await.unwrap());
+        rig.storage.invalidate(&namespace(), Tags::All, Invalidation::Hard).await.unwrap();
+    });
+}
+
+#[test]
 fn a_record_stays_bounded_and_forgets_the_oldest_first() {
     block_on(async {
         let mut rig = Rig::on_virtual_time().await;
