@@ -9,35 +9,15 @@ use tower_keep::{
     storage::{AnyStorage, Name},
 };
 
-struct Paused;
-
-impl Harness for Paused {
-    type Storage = MemoryStorage;
-
-    async fn storage(&self) -> MemoryStorage {
-        MemoryStorage::new()
-    }
-
-    async fn advance(&self, by: Duration) {
-        tokio::time::advance(by).await;
-    }
-
-    fn tick(&self) -> Duration {
-        Duration::from_secs(1)
-    }
-
-    fn tolerance(&self) -> Duration {
-        Duration::ZERO
-    }
-
-    async fn lose_tags(&self, _: &MemoryStorage, _: &Name) -> bool {
-        false
-    }
+/// The memory backend, on tokio's clock: paused and advanced, or slept through.
+struct Memory {
+    sleeps: bool,
 }
 
-struct RealTime;
+const PAUSED: Memory = Memory { sleeps: false };
+const REAL_TIME: Memory = Memory { sleeps: true };
 
-impl Harness for RealTime {
+impl Harness for Memory {
     type Storage = MemoryStorage;
 
     async fn storage(&self) -> MemoryStorage {
@@ -45,7 +25,11 @@ impl Harness for RealTime {
     }
 
     async fn advance(&self, by: Duration) {
-        tokio::time::sleep(by).await;
+        if self.sleeps {
+            tokio::time::sleep(by).await;
+        } else {
+            tokio::time::advance(by).await;
+        }
     }
 
     fn tick(&self) -> Duration {
@@ -53,7 +37,7 @@ impl Harness for RealTime {
     }
 
     fn tolerance(&self) -> Duration {
-        self.tick()
+        if self.sleeps { self.tick() } else { Duration::ZERO }
     }
 
     async fn lose_tags(&self, _: &MemoryStorage, _: &Name) -> bool {
@@ -68,19 +52,19 @@ impl Harness for Erased {
     type Storage = AnyStorage;
 
     async fn storage(&self) -> AnyStorage {
-        MemoryStorage::new().erase()
+        PAUSED.storage().await.erase()
     }
 
     async fn advance(&self, by: Duration) {
-        tokio::time::advance(by).await;
+        PAUSED.advance(by).await;
     }
 
     fn tick(&self) -> Duration {
-        Duration::from_secs(1)
+        PAUSED.tick()
     }
 
     fn tolerance(&self) -> Duration {
-        Duration::ZERO
+        PAUSED.tolerance()
     }
 
     async fn lose_tags(&self, _: &AnyStorage, _: &Name) -> bool {
@@ -89,17 +73,17 @@ impl Harness for Erased {
 }
 
 mod on_a_paused_clock {
-    tower_keep::conformance_tests!(super::Paused, start_paused = true);
+    tower_keep::conformance_tests!(super::PAUSED, start_paused = true);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn races_hold_between_threads() {
     for _ in 0..20 {
-        conformance::of_64_racing_absent_puts_one_wins(&RealTime).await;
-        conformance::of_64_racing_saves_one_wins(&RealTime).await;
-        conformance::of_64_racing_deletes_one_wins(&RealTime).await;
-        conformance::racing_takes_admit_exactly_the_limit(&RealTime).await;
-        conformance::racing_calls_charge_both_quotas_or_none(&RealTime).await;
+        conformance::of_64_racing_absent_puts_one_wins(&REAL_TIME).await;
+        conformance::of_64_racing_saves_one_wins(&REAL_TIME).await;
+        conformance::of_64_racing_deletes_one_wins(&REAL_TIME).await;
+        conformance::racing_takes_admit_exactly_the_limit(&REAL_TIME).await;
+        conformance::racing_calls_charge_both_quotas_or_none(&REAL_TIME).await;
     }
 }
 
@@ -110,9 +94,9 @@ async fn the_suite_holds_on_a_real_clock() {
         println!("skipped: ./test --long runs it");
         return;
     }
-    let report = conformance::run_all(&RealTime).await;
+    let report = conformance::run_all(&REAL_TIME).await;
     assert!(report.is_success(), "{report}");
-    conformance::agrees_with_the_model(&RealTime, 2).await;
+    conformance::agrees_with_the_model(&REAL_TIME, 2).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -123,5 +107,5 @@ async fn the_suite_holds_through_an_erased_handle() {
 
 #[tokio::test(start_paused = true)]
 async fn the_model_agrees() {
-    conformance::agrees_with_the_model(&Paused, 256).await;
+    conformance::agrees_with_the_model(&PAUSED, 256).await;
 }
