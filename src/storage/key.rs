@@ -155,8 +155,8 @@ impl Identity {
             let digest = Sha256::digest(part);
             self.bytes = self.bytes.push(&[kind.to_ascii_uppercase(), 32]).push(&digest);
         } else {
-            let len = part.len() as u16;
-            self.bytes = self.bytes.push(&[kind]).push(&len.to_be_bytes()).push(part);
+            let [high, low] = (part.len() as u16).to_be_bytes();
+            self.bytes = self.bytes.push(&[kind, high, low]).push(part);
         }
         self
     }
@@ -322,23 +322,24 @@ impl HashKey {
     pub fn digest(&self, parts: &[&[u8]]) -> [u8; 16] {
         use std::hash::Hasher;
         let mut hasher = SipHasher24::new_with_key(&self.0);
-        let mut write = |bytes: &[u8]| hasher.write(bytes);
+        let length = |part: &[u8]| (part.len() as u64).to_le_bytes();
+        let whole: usize = parts.iter().map(|part| 8 + part.len()).sum();
         // The hasher is slow on small pieces, so what is short is hashed in one.
         let mut buffer = [0; 160];
-        let mut len = 0;
-        for part in parts {
-            for piece in [&(part.len() as u64).to_le_bytes()[..], part] {
-                if let Some(space) = buffer.get_mut(len..len + piece.len()) {
-                    space.copy_from_slice(piece);
-                    len += piece.len();
-                } else {
-                    write(&buffer[..len]);
-                    write(piece);
-                    len = 0;
-                }
+        if let Some(whole) = buffer.get_mut(..whole) {
+            let mut rest = &mut *whole;
+            for part in parts {
+                let (space, after) = rest.split_at_mut(8 + part.len());
+                space[..8].copy_from_slice(&length(part));
+                space[8..].copy_from_slice(part);
+                rest = after;
             }
+            return hasher.hash(whole).as_bytes();
         }
-        write(&buffer[..len]);
+        for part in parts {
+            hasher.write(&length(part));
+            hasher.write(part);
+        }
         hasher.finish128().as_bytes()
     }
 }
