@@ -13,8 +13,11 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use super::{
-    Decision, Outage, Policy, PolicyError, Settlement, decision::Inner, policy::QuotaItem,
-    reservation::Reservation, tier::Choice,
+    Decision, Outage, Policy, PolicyError, Settlement,
+    decision::{Inner, Verdicts},
+    policy::QuotaItem,
+    reservation::Reservation,
+    tier::Choice,
 };
 use crate::{
     MemoryStorage,
@@ -294,6 +297,14 @@ impl Shared {
         self: &Arc<Self>,
         question: Question,
     ) -> ControlFlow<Result<Decision>, Question> {
+        if let [item] = question.rules.items(question.choice) {
+            let counter = (&question.rules.namespace, &item.detail, &question.identity);
+            let quota = item.shown.quota();
+            if let Some(verdict) = self.storage.charge_known(counter, &quota, question.spend) {
+                let verdicts = Verdicts::One([verdict]);
+                return ControlFlow::Break(Ok(self.decision(question, verdicts, false)));
+            }
+        }
         match question.ask(|charges| self.storage.acquire_now(charges)) {
             Some(answer) => ControlFlow::Break(self.conclude(question, answer)),
             None => ControlFlow::Continue(question),
@@ -332,18 +343,28 @@ impl Shared {
                 }
             }
         };
-        let enforced = policy.enforces(&question.identity);
+        Ok(self.decision(question, Verdicts::Several(verdicts), degraded))
+    }
+
+    fn decision(
+        self: &Arc<Self>,
+        question: Question,
+        verdicts: Verdicts,
+        degraded: bool,
+    ) -> Decision {
+        let enforced = question.rules.policy.enforces(&question.identity);
         let Question { rules, choice, identity, outer, .. } = question;
-        Ok(Decision::new(Inner {
+        let limiter = self.id();
+        Decision::new(Inner {
             rules,
             choice,
             identity,
             verdicts,
             enforced,
             degraded,
-            limiter: self.id(),
+            limiter,
             outer,
-        }))
+        })
     }
 
     /// As [`decide`](Self::decide), with what was taken under a guard. On a storage that may
@@ -393,7 +414,7 @@ impl Shared {
         let charges: Vec<_> = items
             .iter()
             .zip(&keys)
-            .zip(verdicts)
+            .zip(&**verdicts)
             .map(|((item, key), verdict)| Charge::new(key, item.shown.quota(), spend(verdict)))
             .collect();
         if charges.is_empty() {

@@ -247,11 +247,7 @@ impl Key {
 
     /// The keyed 128-bit hash of the whole key.
     pub fn digest(&self, hash_key: &HashKey) -> [u8; 16] {
-        hash_key.digest(&[
-            self.namespace.as_str().as_bytes(),
-            self.detail.as_str().as_bytes(),
-            self.identity.as_bytes(),
-        ])
+        hash_key.digest_key(&self.namespace, &self.detail, &self.identity)
     }
 }
 
@@ -316,6 +312,16 @@ impl HashKey {
         let mut key = [0; 16];
         getrandom::fill(&mut key).expect("the operating system gives random bytes");
         Self(key)
+    }
+
+    /// The hash of a [`Key`] of these parts.
+    pub(crate) fn digest_key(
+        &self,
+        namespace: &Name,
+        detail: &Name,
+        identity: &Identity,
+    ) -> [u8; 16] {
+        self.digest(&[namespace.0.as_bytes(), detail.0.as_bytes(), identity.as_bytes()])
     }
 
     /// The keyed hash of a list of parts; lists that differ in any way have different hashes.

@@ -15,7 +15,7 @@ use super::{
     table::Digest,
 };
 use crate::{
-    quota::{State, Step},
+    quota::{Quota, State, Step},
     storage::{Charge, HashKey, LONGEST_LIFE, Spend, Verdict},
 };
 
@@ -82,8 +82,9 @@ impl Counters {
     /// charge of an identity. `None` if it is not that simple; nothing has happened then.
     pub(super) fn charge(
         &self,
-        charge: &Charge<'_>,
         digest: &Digest,
+        quota: &Quota,
+        spend: Spend,
         now: u64,
         bounds: &Bounds,
     ) -> Option<Verdict> {
@@ -95,8 +96,8 @@ impl Counters {
         if now >= counter.expires {
             return None;
         }
-        let step = charge.quota.step(Some(&counter.state), now, charge.spend);
-        if charge.spend.changes() && step.verdict.allowed {
+        let step = quota.step(Some(&counter.state), now, spend);
+        if spend.changes() && step.verdict.allowed {
             if heap(&counter.state) != heap(&step.state) {
                 return None;
             }

@@ -4,10 +4,12 @@ use std::{fmt, sync::Arc};
 
 use tokio::time::Instant;
 
+#[cfg(feature = "rate-limit")]
+use super::Identity;
 use super::{
     AnyStorage, Capabilities, Charge, Error, ErrorKind, Get, HashKey, Invalidation, Key, Lookup,
-    Name, Put, PutOutcome, Result, Storage, Tag, TagDigest, Tags, Verdict, When, check_charges,
-    check_put,
+    Name, Put, PutOutcome, Result, Spend, Storage, Tag, TagDigest, Tags, Verdict, When,
+    check_charges, check_put,
 };
 
 mod budget;
@@ -23,6 +25,7 @@ mod table;
 
 pub use self::builder::{MemoryStats, MemoryStorageBuilder};
 use self::{budget::Bounds, counters::Counters, entries::Entries};
+use crate::quota::Quota;
 
 /// State in this process: the embedded default.
 ///
@@ -106,6 +109,19 @@ impl MemoryStorage {
         MemoryStorageBuilder::new()
     }
 
+    /// Charges one counter without making its key or anything else, if that is there already; all
+    /// but the first charge of an identity. `None`, and nothing has happened, if it is not.
+    #[cfg(feature = "rate-limit")]
+    pub(super) fn charge_known(
+        &self,
+        (namespace, detail, identity): (&Name, &Name, &Identity),
+        quota: &Quota,
+        spend: Spend,
+    ) -> Option<Verdict> {
+        let digest = self.inner.hash_key.digest_key(namespace, detail, identity);
+        self.inner.charge(&digest, quota, spend)
+    }
+
     /// How full the storage is.
     pub fn stats(&self) -> MemoryStats {
         self.inner.stats()
@@ -142,7 +158,7 @@ impl Inner {
     fn acquire(&self, charges: &[Charge<'_>]) -> Result<Vec<Verdict>> {
         if let [charge] = charges {
             let digest = charge.key.digest(&self.hash_key);
-            if let Some(verdict) = self.counters.charge(charge, &digest, self.now(), &self.bounds) {
+            if let Some(verdict) = self.charge(&digest, &charge.quota, charge.spend) {
                 return Ok(vec![verdict]);
             }
             return self.acquire_all(charges, &[digest]);
@@ -151,6 +167,11 @@ impl Inner {
         let digests: Vec<_> =
             charges.iter().map(|charge| charge.key.digest(&self.hash_key)).collect();
         self.acquire_all(charges, &digests)
+    }
+
+    /// See [`Counters::charge`].
+    fn charge(&self, digest: &[u8; 16], quota: &Quota, spend: Spend) -> Option<Verdict> {
+        self.counters.charge(digest, quota, spend, self.now(), &self.bounds)
     }
 
     fn acquire_all(&self, charges: &[Charge<'_>], digests: &[[u8; 16]]) -> Result<Vec<Verdict>> {
