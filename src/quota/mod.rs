@@ -381,6 +381,11 @@ impl Quota {
     /// and where it stands with nothing taken.
     pub fn judge(&self, state: Option<&State>, now_us: u64, spend: Spend) -> Verdict {
         let verdict = self.step(state, now_us, spend).verdict;
+        self.unspent(&verdict, state, now_us)
+    }
+
+    /// The verdict on a charge, with this state and nothing taken.
+    pub(crate) fn unspent(&self, verdict: &Verdict, state: Option<&State>, now_us: u64) -> Verdict {
         let untouched = self.step(state, now_us, Spend::Take(0)).verdict;
         Verdict { allowed: verdict.allowed, retry_after: verdict.retry_after, ..untouched }
     }

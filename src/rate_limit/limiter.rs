@@ -297,18 +297,29 @@ impl Shared {
         self: &Arc<Self>,
         question: Question,
     ) -> ControlFlow<Result<Decision>, Question> {
-        if let [item] = question.rules.items(question.choice) {
-            let counter = (&question.rules.namespace, &item.detail, &question.identity);
-            let quota = item.shown.quota();
-            if let Some(verdict) = self.storage.charge_known(counter, &quota, question.spend) {
-                let verdicts = Verdicts::One([verdict]);
-                return ControlFlow::Break(Ok(self.decision(question, verdicts, false)));
-            }
+        if let Some(verdicts) = self.charge_known(&question) {
+            return ControlFlow::Break(Ok(self.decision(question, verdicts, false)));
         }
         match question.ask(|charges| self.storage.acquire_now(charges)) {
             Some(answer) => ControlFlow::Break(self.conclude(question, answer)),
             None => ControlFlow::Continue(question),
         }
+    }
+
+    /// The verdicts, if all counters are in this process and there already.
+    fn charge_known(&self, question: &Question) -> Option<Verdicts> {
+        let Question { rules, choice, identity, spend, .. } = question;
+        let namespace = &rules.namespace;
+        if let [item] = rules.items(*choice) {
+            let counter = (namespace, &item.detail, identity);
+            let verdict = self.storage.charge_known(counter, &item.shown.quota(), *spend)?;
+            return Some(Verdicts::One([verdict]));
+        }
+        let details = rules.items(*choice).iter().map(|item| (&item.detail, item.shown.quota()));
+        let enforce = rules.policy.enforces(identity);
+        let verdicts =
+            self.storage.charge_few_known((namespace, identity), details, *spend, enforce)?;
+        Some(Verdicts::Several(verdicts))
     }
 
     pub(super) async fn decide(self: &Arc<Self>, question: Question) -> Result<Decision> {

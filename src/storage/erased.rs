@@ -121,6 +121,18 @@ impl AnyStorage {
         self.memory.as_ref()?.charge_known(counter, quota, spend)
     }
 
+    /// The same for several quotas of one identity, decided together.
+    #[cfg(feature = "rate-limit")]
+    pub(crate) fn charge_few_known<'a>(
+        &self,
+        owner: (&Name, &Identity),
+        details: impl ExactSizeIterator<Item = (&'a Name, Quota)>,
+        spend: Spend,
+        enforce: bool,
+    ) -> Option<Vec<Verdict>> {
+        self.memory.as_ref()?.charge_few_known(owner, details, spend, enforce)
+    }
+
     /// [`acquire`](Storage::acquire) at once, if that is possible.
     #[cfg(feature = "rate-limit")]
     pub(crate) fn acquire_now(&self, charges: &[Charge<'_>]) -> Option<Result<Vec<Verdict>>> {

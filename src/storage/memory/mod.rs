@@ -24,7 +24,11 @@ mod shard;
 mod table;
 
 pub use self::builder::{MemoryStats, MemoryStorageBuilder};
-use self::{budget::Bounds, counters::Counters, entries::Entries};
+use self::{
+    budget::Bounds,
+    counters::{Counters, FEW},
+    entries::Entries,
+};
 use crate::quota::Quota;
 
 /// State in this process: the embedded default.
@@ -120,6 +124,24 @@ impl MemoryStorage {
     ) -> Option<Verdict> {
         let digest = self.inner.hash_key.digest_key(namespace, detail, identity);
         self.inner.charge(&digest, quota, spend)
+    }
+
+    /// The same for several quotas of one identity, decided together, if they are few.
+    #[cfg(feature = "rate-limit")]
+    pub(super) fn charge_few_known<'a>(
+        &self,
+        (namespace, identity): (&Name, &Identity),
+        details: impl ExactSizeIterator<Item = (&'a Name, Quota)>,
+        spend: Spend,
+        enforce: bool,
+    ) -> Option<Vec<Verdict>> {
+        let Inner { hash_key, counters, bounds, .. } = &*self.inner;
+        let mut charges = details
+            .map(|(detail, quota)| (hash_key.digest_key(namespace, detail, identity), quota));
+        let (first, count) = (charges.next()?, charges.len() + 1);
+        let mut few = [first; FEW];
+        few.get_mut(1..count)?.iter_mut().zip(charges).for_each(|(place, charge)| *place = charge);
+        counters.charge_few(&few[..count], spend, enforce, self.inner.now(), bounds)
     }
 
     /// How full the storage is.
