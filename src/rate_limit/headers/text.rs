@@ -1,6 +1,6 @@
 //! Numbers and fields as bytes, without a formatter: this runs on every response.
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -59,10 +59,21 @@ pub(super) fn push_number(text: &mut Vec<u8>, number: u64) {
     text.extend_from_slice(write_number(&mut [0; 20], number));
 }
 
+/// Values that only have to be cloned, which is cheap: they are static.
+static SMALL_VALUES: LazyLock<Vec<HeaderValue>> =
+    LazyLock::new(|| (0..1_000).map(small_value).collect());
+
+fn small_value(number: usize) -> HeaderValue {
+    let text = std::str::from_utf8(small_number(number));
+    HeaderValue::from_static(text.expect("digits are ASCII"))
+}
+
 pub(super) fn number(number: u64) -> HeaderValue {
+    if number < 1_000 {
+        return SMALL_VALUES[number as usize].clone();
+    }
     if number < 10_000 {
-        let text = std::str::from_utf8(small_number(number as usize));
-        return HeaderValue::from_static(text.expect("digits are ASCII"));
+        return small_value(number as usize);
     }
     value(write_number(&mut [0; 20], number).to_vec())
 }
