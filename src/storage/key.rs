@@ -103,6 +103,14 @@ impl Bytes {
         }
     }
 
+    /// A single part of the kind `a`, as [`Identity::push_part`] writes it.
+    fn address<const N: usize>(octets: [u8; N]) -> Self {
+        let mut bytes = [0; INLINE];
+        bytes[..3].copy_from_slice(&[b'a', 0, N as u8]);
+        bytes[3..3 + N].copy_from_slice(&octets);
+        Self::Inline { len: 3 + N as u8, bytes }
+    }
+
     fn push(self, more: &[u8]) -> Self {
         match self {
             Self::Inline { len, mut bytes } if usize::from(len) + more.len() <= INLINE => {
@@ -177,17 +185,14 @@ impl Identity {
 impl From<IpAddr> for Identity {
     /// The address as it is; masking is the key extractor's business.
     fn from(address: IpAddr) -> Self {
-        let global = Self::global();
         match address {
             IpAddr::V4(v4) => {
-                let mut identity = global.push_part(b'a', &v4.octets());
-                identity.group = (4 << 32) | u64::from(v4.to_bits() >> 16);
-                identity
+                let group = (4 << 32) | u64::from(v4.to_bits() >> 16);
+                Self { bytes: Bytes::address(v4.octets()), group }
             }
             IpAddr::V6(v6) => {
-                let mut identity = global.push_part(b'a', &v6.octets());
-                identity.group = (6 << 32) | (v6.to_bits() >> 96) as u64;
-                identity
+                let group = (6 << 32) | (v6.to_bits() >> 96) as u64;
+                Self { bytes: Bytes::address(v6.octets()), group }
             }
         }
     }
@@ -380,6 +385,18 @@ mod tests {
                 assert_eq!(i == j, a == b, "{i} and {j}");
             }
             assert!(a.as_bytes().len() <= 3 * LONGEST_PART);
+        }
+    }
+
+    #[test]
+    fn an_address_is_a_part_of_its_own_kind() {
+        for address in ["203.0.113.7", "2001:db8::1"].map(|text| text.parse::<IpAddr>().unwrap()) {
+            let octets = match address {
+                IpAddr::V4(v4) => v4.octets().to_vec(),
+                IpAddr::V6(v6) => v6.octets().to_vec(),
+            };
+            let part = Identity::global().push_part(b'a', &octets);
+            assert_eq!(Identity::from(address).as_bytes(), part.as_bytes());
         }
     }
 
