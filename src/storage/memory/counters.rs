@@ -27,6 +27,7 @@ const SWEEP_TO_ADD: usize = 4;
 /// The same when the storage is full, and as many in another shard, whose dead take room just so.
 const SWEEP_WHEN_FULL: usize = 8;
 /// How many counters are charged without a list of anything but their verdicts.
+#[cfg(feature = "rate-limit")]
 pub(super) const FEW: usize = 4;
 /// The storage counts as full when less than one more block fits.
 const BLOCK: usize = 16 << 10;
@@ -109,6 +110,7 @@ impl Counters {
     }
 
     /// The same for up to [`FEW`] different counters, all or none.
+    #[cfg(feature = "rate-limit")]
     pub(super) fn charge_few(
         &self,
         charges: &[(Digest, Quota)],

@@ -24,11 +24,7 @@ mod shard;
 mod table;
 
 pub use self::builder::{MemoryStats, MemoryStorageBuilder};
-use self::{
-    budget::Bounds,
-    counters::{Counters, FEW},
-    entries::Entries,
-};
+use self::{budget::Bounds, counters::Counters, entries::Entries};
 use crate::quota::Quota;
 
 /// State in this process: the embedded default.
@@ -135,13 +131,14 @@ impl MemoryStorage {
         spend: Spend,
         enforce: bool,
     ) -> Option<Vec<Verdict>> {
-        let Inner { hash_key, counters, bounds, .. } = &*self.inner;
+        let Inner { hash_key, bounds, .. } = &*self.inner;
         let mut charges = details
             .map(|(detail, quota)| (hash_key.digest_key(namespace, detail, identity), quota));
         let (first, count) = (charges.next()?, charges.len() + 1);
-        let mut few = [first; FEW];
+        let mut few = [first; counters::FEW];
         few.get_mut(1..count)?.iter_mut().zip(charges).for_each(|(place, charge)| *place = charge);
-        counters.charge_few(&few[..count], spend, enforce, self.inner.now(), bounds)
+        let now = self.inner.now();
+        self.inner.counters.charge_few(&few[..count], spend, enforce, now, bounds)
     }
 
     /// How full the storage is.
@@ -258,5 +255,51 @@ impl Storage for MemoryStorage {
 
     fn erase(self) -> AnyStorage {
         AnyStorage::new(self)
+    }
+}
+
+#[cfg(all(test, feature = "rate-limit"))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::storage::Identity;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_few_known_counters_are_charged_as_any_are() {
+        let (short, long) = (MemoryStorage::new(), MemoryStorage::new());
+        let (namespace, identity) = (Name::new("n"), Identity::new("i"));
+        let [one, two, three] = [1, 2, 3].map(Duration::from_secs);
+        let quotas = [
+            (Name::new("a"), Quota::sliding_window(5, one)),
+            (Name::new("b"), Quota::fixed_window(7, two)),
+            (Name::new("c"), Quota::sliding_window(9, three)),
+        ];
+        let keys = quotas.each_ref().map(|(name, _)| Key::new(&namespace, name, identity.clone()));
+        let mut known = 0;
+        for i in 0..2_000_u32 {
+            tokio::time::advance(Duration::from_millis((i * 37 % 400).into())).await;
+            let (spend, enforce) = (Spend::Take(i % 4), i % 7 > 0);
+            let charges =
+                [0, 1, 2].map(|n| Charge { enforce, ..Charge::new(&keys[n], quotas[n].1, spend) });
+            let details = quotas.iter().map(|(name, quota)| (name, *quota));
+            let mut verdicts =
+                match short.charge_few_known((&namespace, &identity), details, spend, enforce) {
+                    Some(verdicts) => {
+                        known += 1;
+                        verdicts
+                    }
+                    None => short.acquire(&charges).await.unwrap(),
+                };
+            let mut expected = long.acquire(&charges).await.unwrap();
+            // Receipts have times of the wall clock, which the two storages read one after the other.
+            let units = |verdict: &mut Verdict| verdict.receipt.take().map(|taken| taken.units());
+            assert!(
+                verdicts.iter_mut().map(units).eq(expected.iter_mut().map(units)),
+                "charge {i}"
+            );
+            assert_eq!(verdicts, expected, "charge {i}");
+        }
+        assert!(known > 1_500, "{known}");
     }
 }
