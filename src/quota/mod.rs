@@ -77,6 +77,9 @@ pub struct Quota {
     algorithm: Algorithm,
     limit: u32,
     period_us: u64,
+    /// What [`ticks`](Self::ticks) says; it follows from the period.
+    tick_us: u32,
+    ticks: u32,
 }
 
 /// How a [`Quota`] counts; the [module documentation](self) compares them.
@@ -216,7 +219,11 @@ impl Quota {
             }
             _ => {}
         }
-        Ok(Self { algorithm, limit, period_us: period.as_micros() as u64 })
+        let period_us = period.as_micros() as u64;
+        let tick_us = tick_of(period_us);
+        // At most 5e7 and 2^20.
+        let ticks = period_us.div_ceil(tick_us) as u32;
+        Ok(Self { algorithm, limit, period_us, tick_us: tick_us as u32, ticks })
     }
 
     #[track_caller]
@@ -374,21 +381,34 @@ impl Quota {
     /// and where it stands with nothing taken.
     pub fn judge(&self, state: Option<&State>, now_us: u64, spend: Spend) -> Verdict {
         let verdict = self.step(state, now_us, spend).verdict;
+        self.unspent(&verdict, state, now_us)
+    }
+
+    /// The verdict on a charge, with this state and nothing taken.
+    pub(crate) fn unspent(&self, verdict: &Verdict, state: Option<&State>, now_us: u64) -> Verdict {
         let untouched = self.step(state, now_us, Spend::Take(0)).verdict;
         Verdict { allowed: verdict.allowed, retry_after: verdict.retry_after, ..untouched }
     }
 
     /// The tick of a sliding window or bucket in microseconds, and the ticks in its period.
-    pub(crate) fn ticks(&self) -> (u64, u64) {
-        let least = self.period_us.div_ceil(MOST_TICKS);
-        let mut power = 1;
-        let tick = loop {
-            match [1, 2, 5].into_iter().map(|n| n * power).find(|tick| *tick >= least) {
-                Some(tick) => break tick,
-                None => power *= 10,
-            }
-        };
-        (tick, self.period_us.div_ceil(tick))
+    pub(crate) const fn ticks(&self) -> (u64, u64) {
+        (self.tick_us as u64, self.ticks as u64)
+    }
+}
+
+/// The shortest tick of 1, 2 or 5 times a power of ten that divides the period finely enough.
+const fn tick_of(period_us: u64) -> u64 {
+    let least = period_us.div_ceil(MOST_TICKS);
+    let mut power = 1;
+    while 5 * power < least {
+        power *= 10;
+    }
+    if power >= least {
+        power
+    } else if 2 * power >= least {
+        2 * power
+    } else {
+        5 * power
     }
 }
 

@@ -1,6 +1,6 @@
 //! What was decided about one request.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, ops::Deref, sync::Arc, time::Duration};
 
 use http::HeaderMap;
 
@@ -43,7 +43,7 @@ pub(super) struct Inner {
     pub(super) choice: Choice,
     pub(super) identity: Identity,
     /// Empty if the storage gave no answer and everything passes.
-    pub(super) verdicts: Vec<Verdict>,
+    pub(super) verdicts: Verdicts,
     pub(super) enforced: bool,
     /// Decided by the process itself, because the storage gave no answer.
     pub(super) degraded: bool,
@@ -51,6 +51,23 @@ pub(super) struct Inner {
     pub(super) limiter: usize,
     /// What an outer layer decided about the same request.
     pub(super) outer: Option<Decision>,
+}
+
+/// The verdicts of a decision; a single one, the usual case, without an allocation of its own.
+pub(super) enum Verdicts {
+    One([Verdict; 1]),
+    Several(Vec<Verdict>),
+}
+
+impl Deref for Verdicts {
+    type Target = [Verdict];
+
+    fn deref(&self) -> &[Verdict] {
+        match self {
+            Self::One(verdict) => verdict,
+            Self::Several(verdicts) => verdicts,
+        }
+    }
 }
 
 /// One quota's part of a [`Decision`].
@@ -88,7 +105,7 @@ impl Decision {
             rules: Arc::clone(rules),
             choice: *choice,
             identity: identity.clone(),
-            verdicts,
+            verdicts: Verdicts::Several(verdicts),
             enforced: *enforced,
             degraded: *degraded,
             limiter: *limiter,
@@ -119,7 +136,7 @@ impl Decision {
 
     /// Each quota's verdict. None if the storage gave no answer and everything passes.
     pub fn quotas(&self) -> impl ExactSizeIterator<Item = QuotaVerdict<'_>> {
-        self.0.set().items.iter().zip(&self.0.verdicts).map(|(item, verdict)| QuotaVerdict {
+        self.0.set().items.iter().zip(&*self.0.verdicts).map(|(item, verdict)| QuotaVerdict {
             name: item.shown.name(),
             quota: item.shown.quota(),
             verdict,
@@ -162,7 +179,7 @@ impl Decision {
 
     /// The quota that refuses, if it is the only one.
     pub(super) fn only_used_up(&self) -> Option<&QuotaItem> {
-        let mut outcomes = self.0.set().items.iter().zip(&self.0.verdicts);
+        let mut outcomes = self.0.set().items.iter().zip(&*self.0.verdicts);
         let (item, _) = outcomes.find(|(_, verdict)| !verdict.allowed)?;
         outcomes.all(|(_, verdict)| verdict.allowed).then_some(item)
     }
@@ -194,13 +211,13 @@ impl Decision {
     pub fn write_headers(&self, headers: &mut HeaderMap) {
         let Inner { rules, verdicts, enforced, .. } = &*self.0;
         let (policy, set) = (&rules.policy, self.0.set());
-        let outcomes = set.items.iter().map(|item| &item.shown).zip(verdicts);
+        let outcomes = set.items.iter().map(|item| &item.shown).zip(&**verdicts);
         // A client that is not held to a limit is not told of it.
         if *enforced && !verdicts.is_empty() {
             policy.headers.write(headers, set.policy_header.as_ref(), outcomes);
         }
         if !self.is_allowed()
-            && let Some(seconds) = headers::retry_after(verdicts)
+            && let Some(seconds) = headers::retry_after(&**verdicts)
         {
             policy.headers.write_retry_after(headers, seconds);
         }
@@ -218,7 +235,7 @@ impl fmt::Debug for Decision {
             .field("policy", &self.policy())
             .field("allowed", &self.is_allowed())
             .field("degraded", &self.is_degraded())
-            .field("verdicts", &self.0.verdicts)
+            .field("verdicts", &&*self.0.verdicts)
             .finish_non_exhaustive()
     }
 }

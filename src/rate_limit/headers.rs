@@ -187,9 +187,8 @@ impl Headers {
         outcomes: impl Iterator<Item = (&'a Shown, &'a Verdict)> + Clone,
     ) {
         // The map grows once, not at each field; axum adds the content's length later.
-        if self.x_rate_limit.is_some() || self.draft.is_some() {
-            headers.reserve(6);
-        }
+        let (xs, drafts) = (self.x_rate_limit.map_or(0, |_| 3), self.draft.map_or(0, |_| 2));
+        headers.reserve(xs + drafts + 1);
         if let Some(format) = self.x_rate_limit
             && let Some((shown, verdict)) = outcomes.clone().reduce(nearer_to_its_end)
         {

@@ -13,8 +13,11 @@ use arc_swap::ArcSwap;
 use tokio::{runtime::Handle, time::Instant};
 
 use super::{
-    Decision, Outage, Policy, PolicyError, Settlement, decision::Inner, policy::QuotaItem,
-    reservation::Reservation, tier::Choice,
+    Decision, Outage, Policy, PolicyError, Settlement,
+    decision::{Inner, Verdicts},
+    policy::QuotaItem,
+    reservation::Reservation,
+    tier::Choice,
 };
 use crate::{
     MemoryStorage,
@@ -305,10 +308,29 @@ impl Shared {
         self: &Arc<Self>,
         question: Question,
     ) -> ControlFlow<Result<Decision>, Question> {
+        if let Some(verdicts) = self.charge_known(&question) {
+            return ControlFlow::Break(Ok(self.decision(question, verdicts, false)));
+        }
         match question.ask(|charges| self.storage.acquire_now(charges)) {
             Some(answer) => ControlFlow::Break(self.conclude(question, answer)),
             None => ControlFlow::Continue(question),
         }
+    }
+
+    /// The verdicts, if all counters are in this process and there already.
+    fn charge_known(&self, question: &Question) -> Option<Verdicts> {
+        let Question { rules, choice, identity, spend, .. } = question;
+        let namespace = &rules.namespace;
+        if let [item] = rules.items(*choice) {
+            let counter = (namespace, &item.detail, identity);
+            let verdict = self.storage.charge_known(counter, &item.shown.quota(), *spend)?;
+            return Some(Verdicts::One([verdict]));
+        }
+        let details = rules.items(*choice).iter().map(|item| (&item.detail, item.shown.quota()));
+        let enforce = rules.policy.enforces(identity);
+        let verdicts =
+            self.storage.charge_few_known((namespace, identity), details, *spend, enforce)?;
+        Some(Verdicts::Several(verdicts))
     }
 
     pub(super) async fn decide(self: &Arc<Self>, question: Question) -> Result<Decision> {
@@ -343,18 +365,28 @@ impl Shared {
                 }
             }
         };
-        let enforced = policy.enforces(&question.identity);
+        Ok(self.decision(question, Verdicts::Several(verdicts), degraded))
+    }
+
+    fn decision(
+        self: &Arc<Self>,
+        question: Question,
+        verdicts: Verdicts,
+        degraded: bool,
+    ) -> Decision {
+        let enforced = question.rules.policy.enforces(&question.identity);
         let Question { rules, choice, identity, outer, .. } = question;
-        Ok(Decision::new(Inner {
+        let limiter = self.id();
+        Decision::new(Inner {
             rules,
             choice,
             identity,
             verdicts,
             enforced,
             degraded,
-            limiter: self.id(),
+            limiter,
             outer,
-        }))
+        })
     }
 
     /// Once in a while: a log line for every request would make an outage worse.
@@ -415,7 +447,7 @@ impl Shared {
         let charges: Vec<_> = items
             .iter()
             .zip(&keys)
-            .zip(verdicts)
+            .zip(&**verdicts)
             .map(|((item, key), verdict)| Charge::new(key, item.shown.quota(), spend(verdict)))
             .collect();
         if charges.is_empty() {

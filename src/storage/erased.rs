@@ -14,6 +14,11 @@ use super::{
     Storage, Tags, Verdict, When, denials::Denials, memory::MemoryStorage,
 };
 
+#[cfg(feature = "rate-limit")]
+use super::Identity;
+#[cfg(feature = "rate-limit")]
+use crate::quota::Quota;
+
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The object-safe twin of [`Storage`]. Its methods carry a suffix because a type that implements
@@ -102,6 +107,30 @@ impl AnyStorage {
     #[cfg(feature = "rate-limit")]
     pub(crate) fn answers_at_once(&self) -> bool {
         self.memory.is_some()
+    }
+
+    /// Charges the counter of a namespace, detail and identity at once, if it is in this process
+    /// and there already.
+    #[cfg(feature = "rate-limit")]
+    pub(crate) fn charge_known(
+        &self,
+        counter: (&Name, &Name, &Identity),
+        quota: &Quota,
+        spend: Spend,
+    ) -> Option<Verdict> {
+        self.memory.as_ref()?.charge_known(counter, quota, spend)
+    }
+
+    /// The same for several quotas of one identity, decided together.
+    #[cfg(feature = "rate-limit")]
+    pub(crate) fn charge_few_known<'a>(
+        &self,
+        owner: (&Name, &Identity),
+        details: impl ExactSizeIterator<Item = (&'a Name, Quota)>,
+        spend: Spend,
+        enforce: bool,
+    ) -> Option<Vec<Verdict>> {
+        self.memory.as_ref()?.charge_few_known(owner, details, spend, enforce)
     }
 
     /// [`acquire`](Storage::acquire) at once, if that is possible.

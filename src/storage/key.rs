@@ -103,6 +103,14 @@ impl Bytes {
         }
     }
 
+    /// A single part of the kind `a`, as [`Identity::push_part`] writes it.
+    fn address<const N: usize>(octets: [u8; N]) -> Self {
+        let mut bytes = [0; INLINE];
+        bytes[..3].copy_from_slice(&[b'a', 0, N as u8]);
+        bytes[3..3 + N].copy_from_slice(&octets);
+        Self::Inline { len: 3 + N as u8, bytes }
+    }
+
     fn push(self, more: &[u8]) -> Self {
         match self {
             Self::Inline { len, mut bytes } if usize::from(len) + more.len() <= INLINE => {
@@ -155,8 +163,8 @@ impl Identity {
             let digest = Sha256::digest(part);
             self.bytes = self.bytes.push(&[kind.to_ascii_uppercase(), 32]).push(&digest);
         } else {
-            let len = part.len() as u16;
-            self.bytes = self.bytes.push(&[kind]).push(&len.to_be_bytes()).push(part);
+            let [high, low] = (part.len() as u16).to_be_bytes();
+            self.bytes = self.bytes.push(&[kind, high, low]).push(part);
         }
         self
     }
@@ -177,17 +185,14 @@ impl Identity {
 impl From<IpAddr> for Identity {
     /// The address as it is; masking is the key extractor's business.
     fn from(address: IpAddr) -> Self {
-        let global = Self::global();
         match address {
             IpAddr::V4(v4) => {
-                let mut identity = global.push_part(b'a', &v4.octets());
-                identity.group = (4 << 32) | u64::from(v4.to_bits() >> 16);
-                identity
+                let group = (4 << 32) | u64::from(v4.to_bits() >> 16);
+                Self { bytes: Bytes::address(v4.octets()), group }
             }
             IpAddr::V6(v6) => {
-                let mut identity = global.push_part(b'a', &v6.octets());
-                identity.group = (6 << 32) | (v6.to_bits() >> 96) as u64;
-                identity
+                let group = (6 << 32) | (v6.to_bits() >> 96) as u64;
+                Self { bytes: Bytes::address(v6.octets()), group }
             }
         }
     }
@@ -247,11 +252,7 @@ impl Key {
 
     /// The keyed 128-bit hash of the whole key.
     pub fn digest(&self, hash_key: &HashKey) -> [u8; 16] {
-        hash_key.digest(&[
-            self.namespace.as_str().as_bytes(),
-            self.detail.as_str().as_bytes(),
-            self.identity.as_bytes(),
-        ])
+        hash_key.digest_key(&self.namespace, &self.detail, &self.identity)
     }
 }
 
@@ -318,27 +319,38 @@ impl HashKey {
         Self(key)
     }
 
+    /// The hash of a [`Key`] of these parts.
+    pub(crate) fn digest_key(
+        &self,
+        namespace: &Name,
+        detail: &Name,
+        identity: &Identity,
+    ) -> [u8; 16] {
+        self.digest(&[namespace.0.as_bytes(), detail.0.as_bytes(), identity.as_bytes()])
+    }
+
     /// The keyed hash of a list of parts; lists that differ in any way have different hashes.
     pub fn digest(&self, parts: &[&[u8]]) -> [u8; 16] {
         use std::hash::Hasher;
         let mut hasher = SipHasher24::new_with_key(&self.0);
-        let mut write = |bytes: &[u8]| hasher.write(bytes);
+        let length = |part: &[u8]| (part.len() as u64).to_le_bytes();
+        let whole: usize = parts.iter().map(|part| 8 + part.len()).sum();
         // The hasher is slow on small pieces, so what is short is hashed in one.
         let mut buffer = [0; 160];
-        let mut len = 0;
-        for part in parts {
-            for piece in [&(part.len() as u64).to_le_bytes()[..], part] {
-                if let Some(space) = buffer.get_mut(len..len + piece.len()) {
-                    space.copy_from_slice(piece);
-                    len += piece.len();
-                } else {
-                    write(&buffer[..len]);
-                    write(piece);
-                    len = 0;
-                }
+        if let Some(whole) = buffer.get_mut(..whole) {
+            let mut rest = &mut *whole;
+            for part in parts {
+                let (space, after) = rest.split_at_mut(8 + part.len());
+                space[..8].copy_from_slice(&length(part));
+                space[8..].copy_from_slice(part);
+                rest = after;
             }
+            return hasher.hash(whole).as_bytes();
         }
-        write(&buffer[..len]);
+        for part in parts {
+            hasher.write(&length(part));
+            hasher.write(part);
+        }
         hasher.finish128().as_bytes()
     }
 }
@@ -373,6 +385,18 @@ mod tests {
                 assert_eq!(i == j, a == b, "{i} and {j}");
             }
             assert!(a.as_bytes().len() <= 3 * LONGEST_PART);
+        }
+    }
+
+    #[test]
+    fn an_address_is_a_part_of_its_own_kind() {
+        for address in ["203.0.113.7", "2001:db8::1"].map(|text| text.parse::<IpAddr>().unwrap()) {
+            let octets = match address {
+                IpAddr::V4(v4) => v4.octets().to_vec(),
+                IpAddr::V6(v6) => v6.octets().to_vec(),
+            };
+            let part = Identity::global().push_part(b'a', &octets);
+            assert_eq!(Identity::from(address).as_bytes(), part.as_bytes());
         }
     }
 

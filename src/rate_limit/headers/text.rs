@@ -1,6 +1,6 @@
 //! Numbers and fields as bytes, without a formatter: this runs on every response.
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -21,38 +21,61 @@ pub(super) fn digits(number: u64) -> usize {
     number.checked_ilog10().unwrap_or(0) as usize + 1
 }
 
-pub(super) fn push_number(text: &mut Vec<u8>, mut number: u64) {
-    let start = text.len();
-    let end = start + digits(number);
-    text.resize(end, b'0');
-    for digit in text[start..].iter_mut().rev() {
-        *digit = b'0' + (number % 10) as u8;
-        number /= 10;
-    }
-}
-
-/// The numbers below 1000, three digits each: most that are written, and none is allocated.
-static SMALL_NUMBERS: [u8; 3_000] = {
-    let mut text = [0; 3_000];
+/// The numbers below 10,000, four digits each: most that are written, and none is allocated.
+static SMALL_NUMBERS: [[u8; 4]; 10_000] = {
+    let mut texts = [[0; 4]; 10_000];
     let mut n = 0;
-    while n < 1_000 {
-        text[3 * n] = b'0' + (n / 100) as u8;
-        text[3 * n + 1] = b'0' + (n / 10 % 10) as u8;
-        text[3 * n + 2] = b'0' + (n % 10) as u8;
+    while n < 10_000 {
+        texts[n] = [digit(n / 1_000), digit(n / 100), digit(n / 10), digit(n)];
         n += 1;
     }
-    text
+    texts
 };
+
+const fn digit(number: usize) -> u8 {
+    b'0' + (number % 10) as u8
+}
+
+fn small_number(number: usize) -> &'static [u8] {
+    let zeros = usize::from(number < 1_000) + usize::from(number < 100) + usize::from(number < 10);
+    &SMALL_NUMBERS[number][zeros..]
+}
+
+/// The digits of a number, at the end of the space.
+fn write_number(space: &mut [u8; 20], mut number: u64) -> &[u8] {
+    let mut start = space.len();
+    while number >= 10_000 {
+        start -= 4;
+        space[start..start + 4].copy_from_slice(&SMALL_NUMBERS[(number % 10_000) as usize]);
+        number /= 10_000;
+    }
+    let first = small_number(number as usize);
+    start -= first.len();
+    space[start..start + first.len()].copy_from_slice(first);
+    &space[start..]
+}
+
+pub(super) fn push_number(text: &mut Vec<u8>, number: u64) {
+    text.extend_from_slice(write_number(&mut [0; 20], number));
+}
+
+/// Values that only have to be cloned, which is cheap: they are static.
+static SMALL_VALUES: LazyLock<Vec<HeaderValue>> =
+    LazyLock::new(|| (0..1_000).map(small_value).collect());
+
+fn small_value(number: usize) -> HeaderValue {
+    let text = std::str::from_utf8(small_number(number));
+    HeaderValue::from_static(text.expect("digits are ASCII"))
+}
 
 pub(super) fn number(number: u64) -> HeaderValue {
     if number < 1_000 {
-        let end = 3 * number as usize + 3;
-        let text = std::str::from_utf8(&SMALL_NUMBERS[end - digits(number)..end]);
-        return HeaderValue::from_static(text.expect("digits are ASCII"));
+        return SMALL_VALUES[number as usize].clone();
     }
-    let mut text = Vec::with_capacity(digits(number));
-    push_number(&mut text, number);
-    value(text)
+    if number < 10_000 {
+        return small_value(number as usize);
+    }
+    value(write_number(&mut [0; 20], number).to_vec())
 }
 
 pub(super) fn value(text: Vec<u8>) -> HeaderValue {

@@ -15,7 +15,7 @@ use super::{
     table::Digest,
 };
 use crate::{
-    quota::{State, Step},
+    quota::{Quota, State, Step},
     storage::{Charge, HashKey, LONGEST_LIFE, Spend, Verdict},
 };
 
@@ -26,6 +26,9 @@ const SWEEP: usize = 1;
 const SWEEP_TO_ADD: usize = 4;
 /// The same when the storage is full, and as many in another shard, whose dead take room just so.
 const SWEEP_WHEN_FULL: usize = 8;
+/// How many counters are charged without a list of anything but their verdicts.
+#[cfg(feature = "rate-limit")]
+pub(super) const FEW: usize = 4;
 /// The storage counts as full when less than one more block fits.
 const BLOCK: usize = 16 << 10;
 /// Who comes from a shared bucket to a counter of his own starts with what the bucket has counted,
@@ -82,8 +85,9 @@ impl Counters {
     /// charge of an identity. `None` if it is not that simple; nothing has happened then.
     pub(super) fn charge(
         &self,
-        charge: &Charge<'_>,
         digest: &Digest,
+        quota: &Quota,
+        spend: Spend,
         now: u64,
         bounds: &Bounds,
     ) -> Option<Verdict> {
@@ -95,14 +99,74 @@ impl Counters {
         if now >= counter.expires {
             return None;
         }
-        let step = charge.quota.step(Some(&counter.state), now, charge.spend);
-        if charge.spend.changes() && step.verdict.allowed {
+        let step = quota.step(Some(&counter.state), now, spend);
+        if spend.changes() && step.verdict.allowed {
             if heap(&counter.state) != heap(&step.state) {
                 return None;
             }
             *counter = Counter::new(step.state, now, step.keep_us);
         }
         Some(step.verdict)
+    }
+
+    /// The same for up to [`FEW`] different counters, all or none.
+    #[cfg(feature = "rate-limit")]
+    pub(super) fn charge_few(
+        &self,
+        charges: &[(Digest, Quota)],
+        spend: Spend,
+        enforce: bool,
+        now: u64,
+        bounds: &Bounds,
+    ) -> Option<Vec<Verdict>> {
+        let mut indices = [usize::MAX; FEW];
+        for (index, (digest, _)) in indices.iter_mut().zip(charges) {
+            *index = self.shards.index(digest);
+        }
+        // Always in this order, or two calls could wait for each other.
+        indices.sort_unstable();
+        let mut shards = [const { None }; FEW];
+        let mut now = now;
+        for i in 0..charges.len() {
+            if i == 0 || indices[i] != indices[i - 1] {
+                let shard = shards[i].insert(self.shards.lock(indices[i]));
+                now = shard.begin(now);
+            }
+        }
+        for shard in shards.iter_mut().flatten() {
+            shard.begin(now);
+            sweep(shard, SWEEP, now, bounds);
+        }
+
+        let mut steps = [const { None }; FEW];
+        for (step, (digest, quota)) in steps.iter_mut().zip(charges) {
+            let shard = indices.partition_point(|i| *i < self.shards.index(digest));
+            let table = &shards[shard].as_ref()?.table;
+            let slot = table.find(digest)?;
+            let counter = table.item(slot);
+            if now >= counter.expires {
+                return None;
+            }
+            let next = quota.step(Some(&counter.state), now, spend);
+            if heap(&counter.state) != heap(&next.state) {
+                return None;
+            }
+            *step = Some((shard, slot, next));
+        }
+        let refused = enforce && steps.iter().flatten().any(|(.., step)| !step.verdict.allowed);
+        let mut verdicts = Vec::with_capacity(charges.len());
+        for ((_, quota), (shard, slot, step)) in charges.iter().zip(steps.into_iter().flatten()) {
+            let counter = shards[shard].as_mut()?.table.item_mut(slot);
+            verdicts.push(if refused {
+                quota.unspent(&step.verdict, Some(&counter.state), now)
+            } else {
+                step.verdict
+            });
+            if !refused && spend.changes() && step.verdict.allowed {
+                *counter = Counter::new(step.state, now, step.keep_us);
+            }
+        }
+        Some(verdicts)
     }
 
     /// Charges any number of counters, all or none.

@@ -4,10 +4,12 @@ use std::{fmt, sync::Arc};
 
 use tokio::time::Instant;
 
+#[cfg(feature = "rate-limit")]
+use super::Identity;
 use super::{
     AnyStorage, Capabilities, Charge, Error, ErrorKind, Get, HashKey, Invalidation, Key, Lookup,
-    Name, Put, PutOutcome, Result, Storage, Tag, TagDigest, Tags, Verdict, When, check_charges,
-    check_put,
+    Name, Put, PutOutcome, Result, Spend, Storage, Tag, TagDigest, Tags, Verdict, When,
+    check_charges, check_put,
 };
 
 mod budget;
@@ -23,6 +25,7 @@ mod table;
 
 pub use self::builder::{MemoryStats, MemoryStorageBuilder};
 use self::{budget::Bounds, counters::Counters, entries::Entries};
+use crate::quota::Quota;
 
 /// State in this process: the embedded default.
 ///
@@ -107,6 +110,38 @@ impl MemoryStorage {
         MemoryStorageBuilder::new()
     }
 
+    /// Charges one counter without making its key or anything else, if that is there already; all
+    /// but the first charge of an identity. `None`, and nothing has happened, if it is not.
+    #[cfg(feature = "rate-limit")]
+    pub(super) fn charge_known(
+        &self,
+        (namespace, detail, identity): (&Name, &Name, &Identity),
+        quota: &Quota,
+        spend: Spend,
+    ) -> Option<Verdict> {
+        let digest = self.inner.hash_key.digest_key(namespace, detail, identity);
+        self.inner.charge(&digest, quota, spend)
+    }
+
+    /// The same for several quotas of one identity, decided together, if they are few.
+    #[cfg(feature = "rate-limit")]
+    pub(super) fn charge_few_known<'a>(
+        &self,
+        (namespace, identity): (&Name, &Identity),
+        details: impl ExactSizeIterator<Item = (&'a Name, Quota)>,
+        spend: Spend,
+        enforce: bool,
+    ) -> Option<Vec<Verdict>> {
+        let Inner { hash_key, bounds, .. } = &*self.inner;
+        let mut charges = details
+            .map(|(detail, quota)| (hash_key.digest_key(namespace, detail, identity), quota));
+        let (first, count) = (charges.next()?, charges.len() + 1);
+        let mut few = [first; counters::FEW];
+        few.get_mut(1..count)?.iter_mut().zip(charges).for_each(|(place, charge)| *place = charge);
+        let now = self.inner.now();
+        self.inner.counters.charge_few(&few[..count], spend, enforce, now, bounds)
+    }
+
     /// How full the storage is.
     pub fn stats(&self) -> MemoryStats {
         self.inner.stats()
@@ -143,7 +178,7 @@ impl Inner {
     fn acquire(&self, charges: &[Charge<'_>]) -> Result<Vec<Verdict>> {
         if let [charge] = charges {
             let digest = charge.key.digest(&self.hash_key);
-            if let Some(verdict) = self.counters.charge(charge, &digest, self.now(), &self.bounds) {
+            if let Some(verdict) = self.charge(&digest, &charge.quota, charge.spend) {
                 return Ok(vec![verdict]);
             }
             return self.acquire_all(charges, &[digest]);
@@ -152,6 +187,11 @@ impl Inner {
         let digests: Vec<_> =
             charges.iter().map(|charge| charge.key.digest(&self.hash_key)).collect();
         self.acquire_all(charges, &digests)
+    }
+
+    /// See [`Counters::charge`].
+    fn charge(&self, digest: &[u8; 16], quota: &Quota, spend: Spend) -> Option<Verdict> {
+        self.counters.charge(digest, quota, spend, self.now(), &self.bounds)
     }
 
     fn acquire_all(&self, charges: &[Charge<'_>], digests: &[[u8; 16]]) -> Result<Vec<Verdict>> {
@@ -216,5 +256,51 @@ impl Storage for MemoryStorage {
 
     fn erase(self) -> AnyStorage {
         AnyStorage::new(self)
+    }
+}
+
+#[cfg(all(test, feature = "rate-limit"))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::storage::Identity;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_few_known_counters_are_charged_as_any_are() {
+        let (short, long) = (MemoryStorage::new(), MemoryStorage::new());
+        let (namespace, identity) = (Name::new("n"), Identity::new("i"));
+        let [one, two, three] = [1, 2, 3].map(Duration::from_secs);
+        let quotas = [
+            (Name::new("a"), Quota::sliding_window(5, one)),
+            (Name::new("b"), Quota::fixed_window(7, two)),
+            (Name::new("c"), Quota::sliding_window(9, three)),
+        ];
+        let keys = quotas.each_ref().map(|(name, _)| Key::new(&namespace, name, identity.clone()));
+        let mut known = 0;
+        for i in 0..2_000_u32 {
+            tokio::time::advance(Duration::from_millis((i * 37 % 400).into())).await;
+            let (spend, enforce) = (Spend::Take(i % 4), i % 7 > 0);
+            let charges =
+                [0, 1, 2].map(|n| Charge { enforce, ..Charge::new(&keys[n], quotas[n].1, spend) });
+            let details = quotas.iter().map(|(name, quota)| (name, *quota));
+            let mut verdicts =
+                match short.charge_few_known((&namespace, &identity), details, spend, enforce) {
+                    Some(verdicts) => {
+                        known += 1;
+                        verdicts
+                    }
+                    None => short.acquire(&charges).await.unwrap(),
+                };
+            let mut expected = long.acquire(&charges).await.unwrap();
+            // Receipts have times of the wall clock, which the two storages read one after the other.
+            let units = |verdict: &mut Verdict| verdict.receipt.take().map(|taken| taken.units());
+            assert!(
+                verdicts.iter_mut().map(units).eq(expected.iter_mut().map(units)),
+                "charge {i}"
+            );
+            assert_eq!(verdicts, expected, "charge {i}");
+        }
+        assert!(known > 1_500, "{known}");
     }
 }
