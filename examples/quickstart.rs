@@ -9,7 +9,7 @@ use tower_keep::{MemoryStorage, RateLimitLayer, rate_limit::Policy};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // With the feature `redis`: RedisStorage::connect("redis://127.0.0.1").await?
+    // With the feature `redis`: tower_keep::RedisStorage::connect("redis://127.0.0.1").await?
     let storage = MemoryStorage::new();
 
     let app = Router::new()

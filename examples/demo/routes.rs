@@ -145,7 +145,10 @@ async fn send_code(
         Err(_) => String::new(),
     };
     if !(5..=20).contains(&phone.len()) {
-        return Err(problem(StatusCode::BAD_REQUEST, "send {\"phone\": \"+49301234567\"}"));
+        return Err(problem(
+            StatusCode::BAD_REQUEST,
+            "send {\"phone\": \"+49301234567\"} as application/json",
+        ));
     }
     let checked = limiter.check(phone).await.map_err(Rejection::from);
     let decision =

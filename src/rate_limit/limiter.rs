@@ -56,6 +56,11 @@ const BETWEEN_WORDS: Duration = Duration::from_secs(1);
 /// // The mail could not be sent: it does not count.
 /// limiter.refund(&second).await?;
 /// assert!(limiter.check("alice").await?.is_allowed());
+///
+/// // An address is an identity too, whole: what counts IPv6 by its prefix is `ClientAddress`, asked
+/// // where a connection begins.
+/// let peer: std::net::IpAddr = "192.0.2.1".parse()?;
+/// assert!(limiter.check(peer).await?.is_allowed());
 /// # Ok(())
 /// # }
 /// ```

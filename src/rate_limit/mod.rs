@@ -65,7 +65,8 @@
 //! # Order of layers
 //!
 //! Outermost first: trace, body limit, rate limit by address, CORS, session, authentication, rate
-//! limit by tier, handler. Put the layer on the whole router rather than on routes
+//! limit by tier, handler. In axum the layer that is added last is the outermost, so write
+//! `.layer(limit_by_tier).layer(authentication).layer(limit_by_address)`. Put the layer on the whole router rather than on routes
 //! (`Router::layer`, not `route_layer`), so that unknown paths are limited too.
 //!
 //! # Browsers and CORS

@@ -373,7 +373,26 @@ impl Policy {
         self
     }
 
-    /// Replaces the responses of rejections. The quota's header fields are added to it.
+    /// Replaces the responses of rejections, of every [kind](Rejection::kind). The quota's header
+    /// fields are added to it; the status is yours to set.
+    ///
+    /// The body is [`Bytes`], so axum's `into_response` does not fit; build it with `http`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use http::Response;
+    /// use tower_keep::rate_limit::Policy;
+    ///
+    /// let policy = Policy::new("api", "100/min".parse()?).with_rejection(|rejection| {
+    ///     let mut response = Response::new(Bytes::from_static(b"slow down\n"));
+    ///     *response.status_mut() = rejection.status();
+    ///     response
+    /// });
+    /// # let _ = policy;
+    /// # Ok::<_, tower_keep::quota::ParseQuotaError>(())
+    /// ```
     #[must_use]
     pub fn with_rejection(
         mut self,

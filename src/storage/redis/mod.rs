@@ -48,6 +48,9 @@ pub use self::builder::RedisStorageBuilder;
 ///
 /// An operation that may have been applied is never repeated.
 ///
+/// With the feature `tracing`, "outage began" and "outage ended" are logged when those five failures
+/// have happened and when the server answers again; a shorter one shows in what the layers log.
+///
 /// # Examples
 ///
 /// ```no_run
