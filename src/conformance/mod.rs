@@ -67,7 +67,8 @@
 //! # }
 //! ```
 //!
-//! A whole backend to begin from, of some 300 lines with its sabotages, is `tests/naive/mod.rs` in the repository.
+//! A whole backend to begin from, of some 300 lines with its sabotages, is `tests/naive/mod.rs` in
+//! the repository.
 //!
 //! A server is run on real time: `advance` sleeps, the tick is as short as the machine allows (100
 //! ms serve well), the tolerance about a tick as well, and `storage` makes a connection with a prefix
