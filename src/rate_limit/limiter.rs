@@ -313,6 +313,9 @@ impl Shared {
         self: &Arc<Self>,
         question: Question,
     ) -> ControlFlow<Result<Decision>, Question> {
+        if !self.storage.answers_at_once() {
+            return ControlFlow::Continue(question);
+        }
         if let Some(verdicts) = self.charge_known(&question) {
             return ControlFlow::Break(Ok(self.decision(question, verdicts, false)));
         }
