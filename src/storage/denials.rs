@@ -4,8 +4,9 @@
 //! that time: usage only grows. So a flood from a refused identity is answered here, without asking
 //! the storage again. The answer is that of the refused call, its times counted down. A higher cost
 //! has other times and is asked about, too, until an identity comes with ever new costs; it is then
-//! told the time by which all is free. Only a refund, a reset or a raised limit breaks the rule: those made through
-//! this process are seen at once, those made elsewhere when the memory of the denial ends.
+//! told the time by which all is free. Only a refund, a reset or a raised limit breaks the rule:
+//! those made through this process are seen at once, those made elsewhere when the memory of the
+//! denial ends.
 
 use std::{
     collections::HashMap,
