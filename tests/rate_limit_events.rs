@@ -7,38 +7,18 @@
 #[path = "rate_limit/remote.rs"]
 mod remote;
 
-use std::{
-    io::{self, Write},
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+#[path = "support/log.rs"]
+mod log;
 
+use std::time::Duration;
+
+use log::Log;
 use remote::Remote;
 use tower_keep::{Limiter, Quota, rate_limit::Policy};
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_told_once_a_second_however_many_requests_there_are() {
-    let log = Log::default();
-    let writer = log.clone();
-    tracing_subscriber::fmt()
-        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .init();
+    let log = Log::start();
 
     let remote = Remote::default();
     let policy = Policy::new("logins", Quota::fixed_window(5, Duration::from_secs(60)));
@@ -48,7 +28,7 @@ async fn an_outage_is_told_once_a_second_however_many_requests_there_are() {
         for _ in 0..1_000 {
             assert!(limiter.check("alice@example.com").await.unwrap().is_degraded());
         }
-        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let text = log.text();
         assert_eq!(text.matches("the storage gave no answer").count(), seconds, "{text}");
         assert!(text.contains("logins") && text.contains("cut off"), "{text}");
         assert!(!text.contains("alice"), "{text}");

@@ -5,37 +5,18 @@
 
 mod support;
 
-use std::{
-    io::{self, Write},
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+#[path = "support/log.rs"]
+mod log;
 
+use std::time::Duration;
+
+use log::Log;
 use support::{RedisServer, until};
 use tower_keep::RedisStorage;
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn an_outage_is_told_once_when_it_begins_and_once_when_it_ends() {
-    let log = Log::default();
-    let writer = log.clone();
-    tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(move || writer.clone())
-        .init();
+    let log = Log::start();
 
     let mut server = RedisServer::start_with(&["--requirepass", "hunter2"]);
     let url = format!("redis://:hunter2@127.0.0.1:{}", server.port());
@@ -50,7 +31,7 @@ async fn an_outage_is_told_once_when_it_begins_and_once_when_it_ends() {
     server.restart();
     until(within, || async { storage.ping().await.ok() }).await;
 
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let log = log.text();
     for event in ["no secret is configured", "outage began", "outage ended", "connection replaced"]
     {
         assert_eq!(log.matches(event).count(), 1, "{event}:\n{log}");
