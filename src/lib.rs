@@ -6,13 +6,16 @@
 #[macro_use]
 mod macros;
 
+#[cfg(feature = "cache")]
+pub mod cache;
 mod clock;
 #[cfg(feature = "conformance")]
 #[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
 pub mod conformance;
 mod head;
 pub mod lease;
-#[cfg(feature = "rate-limit")]
+pub mod marks;
+#[cfg(any(feature = "rate-limit", feature = "cache"))]
 mod problem;
 pub mod quota;
 #[cfg(feature = "rate-limit")]

@@ -1,0 +1,1 @@
+//! What RFC 9111 and its companions decide, as pure functions.

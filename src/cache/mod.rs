@@ -1,0 +1,7 @@
+//! Cached responses with tag invalidation.
+#![allow(dead_code, unused_imports)]
+
+mod control;
+mod entry;
+mod key;
+mod tags;

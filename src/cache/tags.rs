@@ -1,0 +1,1 @@
+//! Labels by which responses are invalidated.
