@@ -1,0 +1,429 @@
+//! The cache as handlers and jobs hold it.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use http::HeaderName;
+use quick_cache::sync::Cache;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
+
+use super::{
+    NearCache,
+    entry::Compression,
+    flight::Flights,
+    key::CacheKey,
+    near::Near,
+    shelf::{Found, Looked, Shelf},
+    tags,
+};
+use crate::storage::{
+    AnyStorage, Error, ErrorKind, Fence, Identity, Invalidation, Name, Result, Storage, Tag, Tags,
+};
+
+/// How many targets are remembered to give answers that cannot be stored.
+const REMEMBERED_MISSES: usize = 65_536;
+const DEFAULT_HIT_FOR_MISS: Duration = Duration::from_secs(30);
+const DEFAULT_REFRESHES: usize = 32;
+const DEFAULT_OUTAGE_CONCURRENCY: usize = 128;
+/// How soon a purge that was not acknowledged is repeated; the pause doubles up to the second.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The cache outside of requests: to purge, and to keep values.
+///
+/// Clones are one cache. A [layer](super::CacheLayer::handle) has one; several layers can share one
+/// ([`CacheLayer::from_handle`](super::CacheLayer::from_handle)), so that routes with policies of
+/// their own are purged together. Handles of one storage and namespace share what is stored, in this
+/// process or another.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_keep::{MemoryStorage, cache::{CacheHandle, Keep}};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let cache = CacheHandle::new(MemoryStorage::new());
+/// let keep = Keep::for_ttl(Duration::from_secs(60)).with_tags(["prices"]);
+/// let price = || async { Ok::<_, std::io::Error>(17) };
+///
+/// assert_eq!(cache.get_or_fill("price of 1", keep.clone(), price).await?, 17);
+/// cache.invalidate(["prices"]).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct CacheHandle {
+    pub(super) shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    pub(super) shelf: Arc<Shelf>,
+    pub(super) flights: Arc<Flights<FlightKey, Landed>>,
+    /// Until when the answers to a target are not waited for, since the last could not be stored.
+    misses: Cache<CacheKey, Instant>,
+    hit_for_miss: Duration,
+    pub(super) refreshes: Arc<Semaphore>,
+    pub(super) outage: Semaphore,
+    /// Counts the purges of this process, so that without a fence a request still does not join a
+    /// fill that began before one.
+    purges: AtomicU64,
+    /// Purges that the storage has not acknowledged.
+    unacknowledged: AtomicUsize,
+}
+
+/// Who may wait for a fill: those who saw the same fence.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct FlightKey {
+    key: CacheKey,
+    fence: Option<Fence>,
+    purges: u64,
+}
+
+impl FlightKey {
+    /// After a lookup that was begun when this process had made so many purges.
+    pub(super) fn of(looked: &Looked, purges: u64) -> Self {
+        // With a fence the storage knows better.
+        let purges = if looked.fence.is_some() { 0 } else { purges };
+        Self { key: looked.key.clone(), fence: looked.fence, purges }
+    }
+}
+
+/// What a fill has brought.
+#[derive(Clone)]
+pub(super) struct Landed {
+    pub(super) found: Found,
+    /// By what it varies, and the variant that it is.
+    pub(super) vary: Arc<[HeaderName]>,
+    pub(super) key: CacheKey,
+    /// An old answer, because there is no new one.
+    pub(super) instead_of_error: bool,
+}
+
+impl Shared {
+    /// Whether the cache is passed by because a purge is not known to have happened.
+    pub(super) fn is_bypassed(&self) -> bool {
+        self.unacknowledged.load(SeqCst) > 0
+    }
+
+    pub(super) fn purges(&self) -> u64 {
+        self.purges.load(SeqCst)
+    }
+
+    pub(super) fn is_hit_for_miss(&self, key: &CacheKey) -> bool {
+        self.misses.get(key).is_some_and(|until| Instant::now() < until)
+    }
+
+    pub(super) fn remember_miss(&self, key: &CacheKey) {
+        if !self.hit_for_miss.is_zero() {
+            self.misses.insert(key.clone(), Instant::now() + self.hit_for_miss);
+        }
+    }
+
+    pub(super) fn forget_miss(&self, key: &CacheKey) {
+        self.misses.remove(key);
+    }
+
+    /// Invalidates, and goes on trying in the background if that fails.
+    pub(super) async fn purge(self: &Arc<Self>, what: Purge) -> Result<()> {
+        if matches!(&what.tags, Some(tags) if tags.is_empty()) {
+            return Ok(());
+        }
+        let purge = Arc::clone(self).purge_once(what);
+        if self.shelf.storage.capabilities().local {
+            return purge.await;
+        }
+        // A task of its own: what has begun is finished, also if the caller goes away.
+        tokio::spawn(purge).await.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Unavailable, "the runtime stops before the purge was sent"))
+        })
+    }
+
+    async fn purge_once(self: Arc<Self>, what: Purge) -> Result<()> {
+        self.purges.fetch_add(1, SeqCst);
+        let purged = what.send(&self.shelf).await;
+        if let Some(near) = &self.shelf.near {
+            near.distrust();
+        }
+        self.purges.fetch_add(1, SeqCst);
+        if purged.as_ref().is_err_and(may_be_repeated) {
+            self.unacknowledged.fetch_add(1, SeqCst);
+            event!(warn, "a purge was not acknowledged; the cache is passed by until it is");
+            tokio::spawn(self.repeat(what));
+        }
+        purged
+    }
+
+    async fn repeat(self: Arc<Self>, what: Purge) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            match what.send(&self.shelf).await {
+                Ok(()) => break,
+                Err(error) if may_be_repeated(&error) => {}
+                Err(error) => {
+                    event!(error, %error, "a purge is given up");
+                    break;
+                }
+            }
+        }
+        if let Some(near) = &self.shelf.near {
+            near.distrust();
+        }
+        self.unacknowledged.fetch_sub(1, SeqCst);
+    }
+}
+
+fn may_be_repeated(error: &Error) -> bool {
+    !matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Unsupported)
+}
+
+/// What is to be invalidated, and how.
+pub(super) struct Purge {
+    /// `None`: everything.
+    tags: Option<Vec<Tag>>,
+    how: Invalidation,
+}
+
+impl Purge {
+    pub(super) fn hard(tags: Vec<Tag>) -> Self {
+        Self { tags: Some(tags), how: Invalidation::Hard }
+    }
+
+    async fn send(&self, shelf: &Shelf) -> Result<()> {
+        let tags = self.tags.as_deref().map_or(Tags::All, Tags::Any);
+        shelf.storage.invalidate(&shelf.namespace, tags, self.how).await
+    }
+}
+
+fn own<T: AsRef<[u8]>>(tags: impl IntoIterator<Item = T>) -> Vec<Tag> {
+    tags.into_iter().map(|tag| tags::own(tag.as_ref())).collect()
+}
+
+impl CacheHandle {
+    /// A cache on this storage, in the namespace `cache`.
+    pub fn new(storage: impl Storage) -> Self {
+        Self::builder(storage).build()
+    }
+
+    /// Sets what all layers on the handle share.
+    pub fn builder(storage: impl Storage) -> CacheHandleBuilder {
+        CacheHandleBuilder {
+            storage: storage.erase(),
+            namespace: Name::new("cache"),
+            near: None,
+            hit_for_miss: DEFAULT_HIT_FOR_MISS,
+            refreshes: DEFAULT_REFRESHES,
+            outage: DEFAULT_OUTAGE_CONCURRENCY,
+            compress: None,
+        }
+    }
+
+    /// Ends every response and value that carries one of these tags, on every node: when this
+    /// returns, no later lookup anywhere finds one, nor will any that is being made now be found,
+    /// unless it was begun after this. (Except in a [bounded](NearCache::bounded) near cache of
+    /// another process, for as long as its lag.)
+    ///
+    /// The cost does not depend on how many entries there are; one round trip.
+    ///
+    /// # Errors
+    ///
+    /// If the storage does not acknowledge it. It is then repeated in the background until it does,
+    /// and this process answers past the cache meanwhile; other nodes may serve what was to be purged
+    /// until then.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, it happens, also if the future is dropped.
+    pub async fn invalidate<T: AsRef<[u8]>>(
+        &self,
+        tags: impl IntoIterator<Item = T>,
+    ) -> Result<()> {
+        self.shared.purge(Purge::hard(own(tags))).await
+    }
+
+    /// Makes every response and value that carries one of these tags stale: it is still given, while
+    /// it is renewed, where `stale-while-revalidate` or `stale-if-error` allow.
+    ///
+    /// # Errors
+    ///
+    /// As [`invalidate`](Self::invalidate).
+    pub async fn invalidate_softly<T: AsRef<[u8]>>(
+        &self,
+        tags: impl IntoIterator<Item = T>,
+    ) -> Result<()> {
+        self.shared.purge(Purge { tags: Some(own(tags)), how: Invalidation::Soft }).await
+    }
+
+    /// Invalidates at once and, in the background, once more after the delay: for data that is read
+    /// from a replica which lags behind by at most that long.
+    ///
+    /// The second is lost with the process.
+    ///
+    /// # Errors
+    ///
+    /// As [`invalidate`](Self::invalidate), of the first.
+    pub async fn invalidate_after<T: AsRef<[u8]>>(
+        &self,
+        tags: impl IntoIterator<Item = T>,
+        delay: Duration,
+    ) -> Result<()> {
+        let tags = own(tags);
+        let (shared, later) = (Arc::clone(&self.shared), Purge::hard(tags.clone()));
+        tokio::spawn(async move {
+            sleep(delay).await;
+            if let Err(error) = shared.purge(later).await {
+                event!(warn, %error, "the second of two purges was not acknowledged at once");
+            }
+        });
+        self.shared.purge(Purge::hard(tags)).await
+    }
+
+    /// Ends the responses to a target, in all variants: a path with its query, as requests have it,
+    /// such as `/products/1?full`. Of whatever host.
+    ///
+    /// # Errors
+    ///
+    /// As [`invalidate`](Self::invalidate).
+    pub async fn invalidate_uri(&self, path_and_query: &str) -> Result<()> {
+        self.shared.purge(Purge::hard(vec![tags::uri(path_and_query)])).await
+    }
+
+    /// Ends all responses of a route, named as axum's `MatchedPath` does: `/products/{id}`.
+    ///
+    /// # Errors
+    ///
+    /// As [`invalidate`](Self::invalidate).
+    pub async fn invalidate_route(&self, route: &str) -> Result<()> {
+        self.shared.purge(Purge::hard(vec![tags::route(route)])).await
+    }
+
+    /// Ends all responses of a host, named as requests do, with the port if they have one.
+    ///
+    /// # Errors
+    ///
+    /// As [`invalidate`](Self::invalidate).
+    pub async fn invalidate_host(&self, host: &str) -> Result<()> {
+        self.shared.purge(Purge::hard(vec![tags::host(host)])).await
+    }
+
+    /// Ends all responses of a group (`Cache-Groups`, RFC 9875).
+    ///
+    /// # Errors
+    ///
+    /// As [`invalidate`](Self::invalidate).
+    pub async fn invalidate_group(&self, group: &str) -> Result<()> {
+        self.shared.purge(Purge::hard(vec![tags::group(group)])).await
+    }
+
+    /// Ends the value under this key.
+    ///
+    /// # Errors
+    ///
+    /// As [`invalidate`](Self::invalidate).
+    pub async fn invalidate_key(&self, key: impl Into<Identity>) -> Result<()> {
+        self.shared.purge(Purge::hard(vec![tags::value(&key.into())])).await
+    }
+
+    /// Ends everything in the namespace.
+    ///
+    /// # Errors
+    ///
+    /// As [`invalidate`](Self::invalidate).
+    pub async fn clear(&self) -> Result<()> {
+        self.shared.purge(Purge { tags: None, how: Invalidation::Hard }).await
+    }
+}
+
+impl fmt::Debug for CacheHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CacheHandle")
+            .field("storage", &self.shared.shelf.storage)
+            .field("namespace", &self.shared.shelf.namespace)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Sets what all layers on a [`CacheHandle`] share.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct CacheHandleBuilder {
+    storage: AnyStorage,
+    namespace: Name,
+    near: Option<NearCache>,
+    hit_for_miss: Duration,
+    refreshes: usize,
+    outage: usize,
+    compress: Option<Compression>,
+}
+
+impl CacheHandleBuilder {
+    /// Keeps what is stored, and its tags, apart from other caches on the storage. Default: `cache`.
+    pub fn with_namespace(mut self, namespace: Name) -> Self {
+        self.namespace = namespace;
+        self
+    }
+
+    /// Keeps what was read lately in this process, decoded. Default: nothing is.
+    pub fn with_near_cache(mut self, near: NearCache) -> Self {
+        self.near = Some(near);
+        self
+    }
+
+    /// For how long requests do not wait for each other's answers when the last could not be stored:
+    /// 30 s unless set.
+    pub fn with_hit_for_miss(mut self, time: Duration) -> Self {
+        self.hit_for_miss = time;
+        self
+    }
+
+    /// How many stale answers are renewed in the background at once: 32 unless set.
+    pub fn with_refreshes(mut self, refreshes: usize) -> Self {
+        self.refreshes = refreshes;
+        self
+    }
+
+    /// How many requests may be with the handlers at once while the storage gives no answer: 128
+    /// unless set. The others wait, so that an outage of the cache does not become one of what is
+    /// behind it.
+    pub fn with_outage_concurrency(mut self, requests: usize) -> Self {
+        self.outage = requests.clamp(1, Semaphore::MAX_PERMITS);
+        self
+    }
+
+    /// Compresses bodies of at least this many bytes with zstd, where that makes them smaller.
+    #[cfg(feature = "zstd")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "zstd")))]
+    pub fn with_compression(mut self, at_least: usize) -> Self {
+        self.compress = Some(Compression::new(at_least));
+        self
+    }
+
+    /// The handle.
+    pub fn build(self) -> CacheHandle {
+        let near = self.near.map(Near::new);
+        CacheHandle {
+            shared: Arc::new(Shared {
+                shelf: Arc::new(Shelf::new(self.storage, self.namespace, near, self.compress)),
+                flights: Arc::new(Flights::new()),
+                misses: Cache::new(REMEMBERED_MISSES),
+                hit_for_miss: self.hit_for_miss,
+                refreshes: Arc::new(Semaphore::new(self.refreshes.min(Semaphore::MAX_PERMITS))),
+                outage: Semaphore::new(self.outage),
+                purges: AtomicU64::new(0),
+                unacknowledged: AtomicUsize::new(0),
+            }),
+        }
+    }
+}

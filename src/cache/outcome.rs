@@ -1,0 +1,90 @@
+//! What the cache did with a request.
+
+use http::{HeaderMap, StatusCode};
+
+use super::{
+    Policy, StatusHeader,
+    control::{CacheStatus, Forwarded},
+};
+
+/// What the cache did with a request: among the extensions of every response that came through it,
+/// for outer layers, metrics and tests.
+///
+/// # Examples
+///
+/// ```
+/// use tower_keep::cache::{Outcome, Source};
+///
+/// fn is_hit(response: &http::Response<()>) -> bool {
+///     response.extensions().get::<Outcome>().is_some_and(|it| it.source == Source::Hit)
+/// }
+/// # assert!(!is_hit(&http::Response::new(())));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Outcome {
+    /// Where the answer comes from.
+    pub source: Source,
+    /// How many seconds the answer lives on; negative if it is stale. `None` if it was not stored.
+    pub ttl: Option<i64>,
+    /// Whether this request's answer was given to the storage.
+    pub stored: bool,
+    /// The status with which the handler answered, if that is not the status of the response.
+    pub handler_status: Option<StatusCode>,
+    /// Why the answer was not stored, or the stored one not used: `set-cookie`, `no-store`, ...
+    pub reason: Option<&'static str>,
+}
+
+/// Where an answer comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Source {
+    /// The storage.
+    Hit,
+    /// The storage, although it is stale: it is renewed in the background, or the handler failed.
+    Stale,
+    /// The handler, for this request.
+    Handler,
+    /// The handler, which found that the stored answer is still good.
+    Revalidated,
+    /// The handler, for another request of the same moment.
+    Collapsed,
+    /// The handler; the cache had nothing to do with it.
+    Passed,
+}
+
+impl Outcome {
+    pub(super) const fn new(source: Source) -> Self {
+        Self { source, ttl: None, stored: false, handler_status: None, reason: None }
+    }
+
+    pub(super) const fn with_ttl(mut self, ttl: i64) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    pub(super) const fn with_reason(mut self, reason: &'static str) -> Self {
+        self.reason = Some(reason);
+        self
+    }
+
+    /// Adds `Cache-Status`, if the policy wants it.
+    pub(super) fn write(&self, forwarded: Forwarded, policy: &Policy, headers: &mut HeaderMap) {
+        let detail = match policy.status {
+            StatusHeader::Off => return,
+            StatusHeader::Brief => None,
+            StatusHeader::Detailed => self.reason,
+        };
+        let hit = matches!(self.source, Source::Hit | Source::Stale);
+        CacheStatus {
+            name: &policy.status_name,
+            forwarded: (!hit).then_some(forwarded),
+            ttl: self.ttl,
+            forwarded_status: self.handler_status,
+            stored: self.stored,
+            collapsed: self.source == Source::Collapsed,
+            detail,
+        }
+        .append_to(headers);
+    }
+}

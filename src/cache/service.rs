@@ -1,0 +1,444 @@
+//! The service.
+
+use std::{
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use http::{HeaderMap, Request, Response, StatusCode, Uri, header};
+use http_body::Body;
+use tokio::time::{Instant, timeout};
+use tower_service::Service;
+
+use super::{
+    CacheHandle, Outcome, Policy, ResponseBody, ResponseFuture, Source,
+    control::{self, Entrance, Forwarded, Reuse, Wishes},
+    fill::{self, Fill, oneshot, problem},
+    flight::{Boarding, Landing},
+    handle::{FlightKey, Landed, Purge},
+    key::CacheKey,
+    reply,
+    shelf::{Looked, variant},
+    tags,
+};
+use crate::{RequestHead, marks::SessionMark, storage::Result as StorageResult};
+
+/// How often a request waits for another fill after one has failed.
+const RETRIES: u32 = 2;
+
+/// A service whose responses are stored. See the [module documentation](super) for an example.
+///
+/// It is always ready: a stored response does not wait for the inner service. That is asked for its
+/// readiness when a request gets to it.
+#[derive(Debug, Clone)]
+pub struct Cache<S> {
+    inner: S,
+    rules: Arc<Rules>,
+}
+
+/// What the services of one layer share.
+#[derive(Debug)]
+pub(super) struct Rules {
+    pub(super) handle: CacheHandle,
+    pub(super) policy: Policy,
+}
+
+impl<S> Cache<S> {
+    /// Stores the responses of `inner`.
+    pub fn new(inner: S, handle: CacheHandle, policy: Policy) -> Self {
+        Self::from_rules(inner, Arc::new(Rules { handle, policy }))
+    }
+
+    pub(super) fn from_rules(inner: S, rules: Arc<Rules>) -> Self {
+        Self { inner, rules }
+    }
+
+    /// The service inside.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The service inside.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The service inside.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+/// A request that may be answered from the storage.
+#[derive(Clone)]
+pub(super) struct Ask {
+    pub(super) key: CacheKey,
+    pub(super) wishes: Wishes,
+}
+
+/// What is to become of a request.
+enum Plan {
+    Ask(Ask),
+    /// It goes to the handler, and its answer may invalidate.
+    Invalidate,
+    /// It goes to the handler, for this reason.
+    Pass(Forwarded, &'static str),
+}
+
+/// In the extensions of a request that is inside of a cache: the same one need not look again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Inside(usize);
+
+impl Inside {
+    pub(super) fn of(rules: &Rules) -> Self {
+        Self(Arc::as_ptr(&rules.handle.shared).addr())
+    }
+}
+
+impl Rules {
+    fn plan<B: Body>(&self, request: &Request<B>) -> Plan {
+        let head = RequestHead::new(request);
+        let inside = head.extensions().get::<Inside>();
+        if inside.is_some_and(|inside| inside.0 == Inside::of(self).0) {
+            return Plan::Pass(Forwarded::Bypass, "inside");
+        }
+        let wishes = match control::enter(head, has_body(request), &self.policy.rules) {
+            Entrance::Lookup(wishes) => wishes,
+            Entrance::Invalidates => return Plan::Invalidate,
+            Entrance::Pass(why) => return Plan::Pass(why.forwarded(), why.as_str()),
+        };
+        let mark = head.extensions().get::<SessionMark>();
+        if !self.policy.rules.keyed_principal && mark.is_some_and(SessionMark::is_touched) {
+            return Plan::Pass(Forwarded::Bypass, "session");
+        }
+        match self.policy.key.key(head) {
+            Some(key) => Plan::Ask(Ask { key, wishes }),
+            None => Plan::Pass(Forwarded::Bypass, "no-key"),
+        }
+    }
+
+    /// Looks at the storage. Without a fence nothing can be stored: the storage gives no answer, or
+    /// a purge of this process is not known to have happened.
+    pub(super) async fn look_up(&self, ask: &Ask, request: &HeaderMap) -> Looked {
+        let nothing = || Looked { found: None, fence: None, key: ask.key.clone() };
+        let shared = &self.handle.shared;
+        if shared.is_bypassed() {
+            return nothing();
+        }
+        let looked: StorageResult<Looked> =
+            shared.shelf.look_up(&ask.key, request, self.policy.max_body).await;
+        match looked {
+            // A purge may have failed in between.
+            Ok(_) if shared.is_bypassed() => nothing(),
+            Ok(looked) => looked,
+            Err(error) => {
+                event!(debug, %error, "a lookup failed; the cache is passed by");
+                nothing()
+            }
+        }
+    }
+
+    /// What a stored answer is good for.
+    pub(super) fn reuse(&self, looked: &Looked, wishes: &Wishes) -> Reuse {
+        let Some(found) = &looked.found else { return Reuse::Unusable };
+        let Some(response) = found.response() else { return Reuse::Unusable };
+        response.freshness.reuse(found.resident(), found.stale, wishes)
+    }
+
+    /// Whether to renew an answer before its end (XFetch: Vattani et al., VLDB 2015).
+    fn renews_early(&self, looked: &Looked, ttl: i64) -> bool {
+        let Some(eagerness) = self.policy.early_refresh else { return false };
+        let Some(response) = looked.found.as_ref().and_then(|found| found.response()) else {
+            return false;
+        };
+        let left = Duration::from_secs(ttl.max(0) as u64);
+        is_early(response.fill_time, left, eagerness)
+    }
+}
+
+/// Whether an answer that took so long to make should be renewed with so much of its life left.
+pub(super) fn is_early(fill_time: Duration, left: Duration, eagerness: f64) -> bool {
+    // 1 - x lies in (0, 1], where the logarithm is finite.
+    let lead = fill_time.as_secs_f64() * eagerness * -(1.0 - fill::random()).ln();
+    lead >= left.as_secs_f64()
+}
+
+impl<S, B, R> Service<Request<B>> for Cache<S>
+where
+    S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    B: Body + Send + 'static,
+    R: Body + Send + 'static,
+    R::Data: Send,
+    R::Error: Send,
+{
+    type Response = Response<ResponseBody<R>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<R, S::Error>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let ask = match self.rules.plan(&request) {
+            Plan::Ask(ask) => ask,
+            Plan::Invalidate => {
+                let (rules, inner) = (Arc::clone(&self.rules), self.inner.clone());
+                return ResponseFuture::waiting(invalidate(rules, inner, request));
+            }
+            Plan::Pass(forwarded, reason) => {
+                let (rules, inner) = (Arc::clone(&self.rules), self.inner.clone());
+                return ResponseFuture::waiting(pass(rules, inner, request, forwarded, reason));
+            }
+        };
+        let purges = self.rules.handle.shared.purges();
+        let mut looked = None;
+        if self.rules.handle.shared.shelf.storage.answers_at_once() {
+            let now = look_up_now(&self.rules, &ask, &request);
+            if let Reuse::Fresh { ttl } = self.rules.reuse(&now, &ask.wishes)
+                && !self.rules.renews_early(&now, ttl)
+            {
+                let outcome = Outcome::new(Source::Hit).with_ttl(ttl);
+                let response = reply::hit(&self.rules.policy, now, request.headers(), &ask, outcome);
+                return ResponseFuture::ready(response);
+            }
+            looked = Some(now);
+        }
+        let (rules, inner) = (Arc::clone(&self.rules), self.inner.clone());
+        ResponseFuture::waiting(answer(rules, inner, request, ask, purges, looked))
+    }
+}
+
+/// The lookup, in a storage that never waits.
+fn look_up_now<B>(rules: &Rules, ask: &Ask, request: &Request<B>) -> Looked {
+    match pin!(rules.look_up(ask, request.headers())).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(looked) => looked,
+        Poll::Pending => unreachable!("the memory storage never waits"),
+    }
+}
+
+/// Answers a request that may be answered from the storage.
+async fn answer<S, B, R>(
+    rules: Arc<Rules>,
+    inner: S,
+    request: Request<B>,
+    ask: Ask,
+    mut purges: u64,
+    mut looked: Option<Looked>,
+) -> Result<Response<ResponseBody<R>>, S::Error>
+where
+    S: Service<Request<B>, Response = Response<R>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    B: Body + Send + 'static,
+    R: Body + Send + 'static,
+    R::Data: Send,
+    R::Error: Send,
+{
+    let (policy, shared) = (&rules.policy, &rules.handle.shared);
+    let began = Instant::now();
+    let mut failures = 0;
+    loop {
+        let mut now = match looked.take() {
+            Some(looked) => looked,
+            None => {
+                purges = shared.purges();
+                rules.look_up(&ask, request.headers()).await
+            }
+        };
+        let forwarded = match rules.reuse(&now, &ask.wishes) {
+            Reuse::Fresh { ttl } => {
+                let outcome = Outcome::new(Source::Hit).with_ttl(ttl);
+                let early = rules.renews_early(&now, ttl);
+                return Ok(give(&rules, inner, request, ask, purges, now, outcome, early));
+            }
+            Reuse::StaleWhileRevalidate { ttl } => {
+                let outcome =
+                    Outcome::new(Source::Stale).with_ttl(ttl).with_reason("stale-while-revalidate");
+                return Ok(give(&rules, inner, request, ask, purges, now, outcome, true));
+            }
+            Reuse::Revalidate if ask.wishes.directives.forces() => Forwarded::Request,
+            Reuse::Revalidate => Forwarded::Stale,
+            Reuse::Unusable => {
+                let missing = now.found.take().is_none();
+                if missing && now.key == ask.key { Forwarded::UriMiss }
+                else if missing { Forwarded::VaryMiss }
+                else { Forwarded::Bypass }
+            }
+        };
+        if ask.wishes.directives.only_if_cached {
+            return Ok(problem(StatusCode::GATEWAY_TIMEOUT, "there is no stored response"));
+        }
+        if ask.wishes.head {
+            // Its answer must not be stored for GET, and is not worth storing by itself.
+            return pass(Arc::clone(&rules), inner, request, forwarded, "head").await;
+        }
+        let flight = FlightKey::of(&now, purges);
+        let alone = failures > RETRIES
+            || shared.is_hit_for_miss(&ask.key)
+            || !fill::is_shareable(policy, &ask.wishes, &now);
+        let follower = match (!alone).then(|| shared.flights.board(flight)) {
+            None => {
+                let fill = Fill::new(&rules, ask, now, forwarded, None);
+                return fill.run(inner, request).await;
+            }
+            Some(Boarding::Lead(leader)) => {
+                let fill = Fill::new(&rules, ask, now, forwarded, Some(leader));
+                return fill.run(inner, request).await;
+            }
+            Some(Boarding::Follow(follower)) => follower,
+        };
+        let left = policy.fill_timeout.saturating_sub(began.elapsed());
+        match timeout(left, follower.landing()).await {
+            Ok(Landing::Shared(landed)) => {
+                if let Some(response) = share(&rules, landed, &request, &ask) {
+                    return Ok(response);
+                }
+                // Another variant, or not for this request.
+                failures += 1;
+            }
+            Ok(Landing::Failed) => {
+                failures += 1;
+                looked = Some(now);
+            }
+            Ok(Landing::Alone) | Err(_) => {
+                failures = RETRIES + 1;
+                looked = Some(now);
+            }
+        }
+    }
+}
+
+/// Answers from the storage, and perhaps renews what is there with the request, which is needed no
+/// longer.
+#[expect(clippy::too_many_arguments, reason = "all of it is the request")]
+fn give<S, B, R>(
+    rules: &Arc<Rules>,
+    inner: S,
+    request: Request<B>,
+    ask: Ask,
+    purges: u64,
+    looked: Looked,
+    outcome: Outcome,
+    renew: bool,
+) -> Response<ResponseBody<R>>
+where
+    S: Service<Request<B>, Response = Response<R>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    B: Body + Send + 'static,
+    R: Body + Send + 'static,
+    R::Data: Send,
+    R::Error: Send,
+{
+    if !renew || ask.wishes.head {
+        return reply::hit(&rules.policy, looked, request.headers(), &ask, outcome);
+    }
+    let shared = &rules.handle.shared;
+    let old = Looked { found: looked.found.clone(), fence: looked.fence, key: looked.key.clone() };
+    let response = reply::hit(&rules.policy, old, request.headers(), &ask, outcome);
+    let flight = FlightKey::of(&looked, purges);
+    if let Ok(permit) = Arc::clone(&shared.refreshes).try_acquire_owned()
+        && let Boarding::Lead(leader) = shared.flights.board(flight)
+    {
+        let fill = Fill::new(rules, ask, looked, Forwarded::Stale, Some(leader));
+        fill.renew(inner, request, permit);
+    }
+    response
+}
+
+/// What another request's fill has brought, if it is good for this one.
+fn share<B, R: Body>(
+    rules: &Rules,
+    landed: Landed,
+    request: &Request<B>,
+    ask: &Ask,
+) -> Option<Response<ResponseBody<R>>> {
+    let Landed { found, vary, key, instead_of_error } = landed;
+    if !vary.is_empty() && variant(&ask.key, &vary, request.headers()) != key {
+        return None;
+    }
+    let looked = Looked { found: Some(found), fence: None, key };
+    let outcome = match rules.reuse(&looked, &ask.wishes) {
+        Reuse::Fresh { ttl } => Outcome::new(Source::Collapsed).with_ttl(ttl),
+        Reuse::Revalidate | Reuse::StaleWhileRevalidate { .. } if instead_of_error => {
+            Outcome::new(Source::Stale).with_reason("stale-if-error")
+        }
+        _ => return None,
+    };
+    Some(reply::hit(&rules.policy, looked, request.headers(), ask, outcome))
+}
+
+/// Lets a request pass, and stores nothing.
+async fn pass<S, B, R>(
+    rules: Arc<Rules>,
+    inner: S,
+    request: Request<B>,
+    forwarded: Forwarded,
+    reason: &'static str,
+) -> Result<Response<ResponseBody<R>>, S::Error>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    R: Body,
+{
+    let response = oneshot(inner, request).await?;
+    let outcome = Outcome::new(Source::Passed).with_reason(reason);
+    Ok(reply::pass(&rules.policy, response, forwarded, outcome))
+}
+
+/// Lets an unsafe request pass and invalidates what its answer says, before that is released: who
+/// wrote reads what he wrote.
+async fn invalidate<S, B, R>(
+    rules: Arc<Rules>,
+    inner: S,
+    request: Request<B>,
+) -> Result<Response<ResponseBody<R>>, S::Error>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    R: Body,
+{
+    let method = request.method().clone();
+    let target = target(RequestHead::new(&request));
+    let host = host(RequestHead::new(&request));
+    let response = oneshot(inner, request).await?;
+    let (status, headers) = (response.status(), response.headers());
+    let uris = control::invalidated(&target, host.as_deref(), status, headers);
+    let groups = control::invalidated_groups(&method, status, headers);
+    let tags: Vec<_> = uris
+        .iter()
+        .map(|uri| tags::uri(uri))
+        .chain(groups.iter().map(|group| tags::group(group)))
+        .collect();
+    if let Err(error) = rules.handle.shared.purge(Purge::hard(tags)).await {
+        event!(warn, %error, "what an unsafe request changed could not be purged at once");
+    }
+    let outcome = Outcome::new(Source::Passed).with_reason("method");
+    Ok(reply::pass(&rules.policy, response, Forwarded::Method, outcome))
+}
+
+/// A body, also one of unknown length, or the announcement of one.
+fn has_body<B: Body>(request: &Request<B>) -> bool {
+    let announced = request.headers().contains_key(header::TRANSFER_ENCODING)
+        || request.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+    announced || !request.body().is_end_stream() && request.body().size_hint().exact() != Some(0)
+}
+
+/// The target as the client named it: a nested router has shortened it.
+pub(super) fn target(head: RequestHead<'_>) -> Uri {
+    #[cfg(feature = "axum")]
+    if let Some(axum::extract::OriginalUri(uri)) = head.extensions().get() {
+        return uri.clone();
+    }
+    head.uri().clone()
+}
+
+/// The host as the client named it.
+pub(super) fn host(head: RequestHead<'_>) -> Option<String> {
+    let host = head.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    host.or_else(|| head.uri().authority().map(|authority| authority.as_str()))
+        .map(str::to_ascii_lowercase)
+}
