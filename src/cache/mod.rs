@@ -5,3 +5,6 @@ mod control;
 mod entry;
 mod key;
 mod tags;
+
+pub use key::Query;
+pub use tags::{CacheTags, TagForwarding};

@@ -119,7 +119,19 @@ impl Bytes {
                 // Cannot wrap: the sum is at most INLINE.
                 Self::Inline { len: (start + more.len()) as u8, bytes }
             }
-            other => Self::Shared([other.as_slice(), more].concat().into()),
+            other => {
+                let old = other.as_slice();
+                // By way of the stack, for what is shared is made in one allocation from a slice.
+                let mut room = [0; INLINE + LONGEST_PART];
+                match room.get_mut(..old.len() + more.len()) {
+                    Some(both) => {
+                        both[..old.len()].copy_from_slice(old);
+                        both[old.len()..].copy_from_slice(more);
+                        Self::Shared((&*both).into())
+                    }
+                    None => Self::Shared([old, more].concat().into()),
+                }
+            }
         }
     }
 }
