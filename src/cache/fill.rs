@@ -11,37 +11,35 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header, response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, response};
 use http_body::Body;
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot as channel},
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
+use siphasher::sip128::{Hasher128, SipHasher13};
 use tower_service::Service;
 
 use super::{
     CacheTags, Outcome, Policy, ResponseBody, Source,
     body::{Piece, into_bytes},
-    control::{self, Forwarded, RequestFacts, Reuse, Storable, Wishes},
+    control::{self, Forward, RequestFacts, Reuse, Storable, Wishes},
     entry::{Stored, StoredResponse},
     flight::{Landing, Leader},
     handle::{FlightKey, Landed},
     key, reply,
-    service::{Ask, Inside, Rules, host, target},
+    service::{Ask, Inside, Rules},
     shelf::{Found, Looked, variant},
-    tags::{self, TagList},
+    tags::{TagError, TagList, stored as tag},
+    turn::Queue,
 };
 use crate::{
     RequestHead, clock,
-    lease::{Attempt, Lease, Leases},
+    lease::Lease,
     marks::SessionMark,
     problem::Problem,
     storage::{Storage, Tag},
 };
-
-/// The first pause of a node that waits for another's fill; it doubles from there.
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// One request to the handler whose answer may be stored.
 pub(super) struct Fill {
@@ -49,7 +47,7 @@ pub(super) struct Fill {
     ask: Ask,
     /// What is stored but stale, and the fence from before.
     looked: Looked,
-    forwarded: Forwarded,
+    forwarded: Forward,
     /// `None`: nobody waits for the answer but who asked.
     leader: Option<Leader<FlightKey, Landed>>,
 }
@@ -75,6 +73,7 @@ struct Client {
     headers: HeaderMap,
     facts: RequestFacts,
     mark: Option<SessionMark>,
+    host: Vec<u8>,
     /// The implicit tags: of the target, the host, the route.
     implicit: Vec<Tag>,
     /// The tags that the policy derives from the request.
@@ -89,7 +88,7 @@ impl Fill {
         rules: &Arc<Rules>,
         ask: Ask,
         looked: Looked,
-        forwarded: Forwarded,
+        forwarded: Forward,
         leader: Option<Leader<FlightKey, Landed>>,
     ) -> Self {
         Self { rules: Arc::clone(rules), ask, looked, forwarded, leader }
@@ -198,36 +197,27 @@ impl Fill {
     /// Lets one node fill at a time, if the policy wants that.
     async fn wait_for_turn(&mut self, request: &HeaderMap) -> Turn {
         let rules = Arc::clone(&self.rules);
-        let storage = &rules.handle.shared.shelf.storage;
         let Some(ttl) = rules.policy.lease else { return Turn::Ours(None) };
-        let alone = self.leader.is_none() || self.looked.fence.is_none();
-        if alone || storage.capabilities().local {
+        if self.leader.is_none() || self.looked.fence.is_none() {
             return Turn::Ours(None);
         }
-        let namespace = rules.handle.shared.shelf.namespace.clone();
-        let leases = Leases::new(storage.clone(), ttl).with_namespace(namespace).with_heartbeat();
-        let deadline = Instant::now() + rules.policy.fill_timeout;
-        let mut pause = FIRST_PAUSE;
+        let (shelf, patience) = (&rules.handle.shared.shelf, rules.policy.fill_timeout);
+        let Some(mut queue) = Queue::new(shelf, &self.looked.key, ttl, patience) else {
+            return Turn::Ours(None);
+        };
         loop {
-            let lease = match leases.try_acquire(self.looked.key.identity().clone()).await {
-                Ok(Attempt::Acquired(lease)) => Some(lease),
-                Ok(Attempt::Held { .. }) => None,
-                // Without a lease it is only more work.
-                Err(_) => return Turn::Ours(None),
-            };
-            // Another may have stored it before it gave the lease back.
+            let turn = queue.try_enter().await;
             let now = rules.look_up(&self.ask, request).await;
-            if let Reuse::Fresh { ttl } = rules.reuse(&now, &self.ask.wishes) {
+            if let Reuse::Fresh { ttl_seconds: ttl } = rules.reuse(&now, &self.ask.wishes) {
                 self.looked = now;
                 return Turn::Done(ttl);
             }
             // The key stays: the others wait for this one.
             self.looked = Looked { key: self.looked.key.clone(), ..now };
-            if lease.is_some() || Instant::now() >= deadline {
+            if let Some(lease) = turn {
                 return Turn::Ours(lease);
             }
-            sleep(pause.mul_f64(0.5 + random())).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            queue.pause().await;
         }
     }
 
@@ -238,13 +228,14 @@ impl Fill {
         let head = RequestHead::new(request);
         let mut derived = policy.tags.clone();
         derived.extend(policy.request_tags.iter().flat_map(|tags| tags(head)));
-        let mut implicit = vec![uri_tag(&target(head))];
-        implicit.extend(host(head).map(|host| tags::host(&host)));
+        let mut implicit = vec![tag::uri(&policy.key.resource(key::target(head)))];
+        let host = key::host(head);
+        implicit.extend(host.as_deref().map(tag::host));
         #[cfg(feature = "axum")]
         if let Some(route) = head.extensions().get::<axum::extract::MatchedPath>() {
-            implicit.push(tags::route(route.as_str()));
+            implicit.push(tag::route(route.as_str().as_bytes()));
         }
-        let facts = RequestFacts::new(head, &self.ask.wishes);
+        let facts = RequestFacts::new(head, &policy.rules);
         let mark = head.extensions().get::<SessionMark>().cloned();
         request.extensions_mut().insert(Inside::of(&self.rules));
 
@@ -272,6 +263,7 @@ impl Fill {
             headers: client,
             facts,
             mark,
+            host: host.unwrap_or_default(),
             implicit,
             derived,
             conditional: condition.is_some(),
@@ -304,8 +296,10 @@ impl Fill {
             return Err(TOO_LARGE);
         }
         let own = parts.extensions.remove::<CacheTags>();
-        let own = tags::collect(own.as_ref(), headers, &client.derived)?;
-        tags::forward(&mut parts.headers, &own, rules.policy.forwarding);
+        let tag_rule = rules.policy.tag_rule;
+        let derived = client.derived.iter().map(|tag| tag.as_bytes());
+        let own = tag_rule.collect(own.as_ref(), headers, derived)?;
+        tag_rule.forward(&mut parts.headers, &own);
         let headers = control::stored_headers(&parts.headers, control, now);
         Ok(Draft { storable, own, groups: control::groups(&parts.headers), headers, length })
     }
@@ -333,7 +327,7 @@ impl Fill {
             && is_whole(&chunks, &draft)
         {
             let stored = draft.response(parts.status, chunks.join(), fill_time, policy);
-            let ttl = stored.freshness.ttl();
+            let ttl = draft.storable.freshness.ttl_seconds(Duration::ZERO);
             let outcome = Outcome { stored: true, ..Outcome::new(Source::Handler).with_ttl(ttl) };
             let answer = || {
                 let stored = Arc::clone(&stored);
@@ -360,7 +354,7 @@ impl Fill {
             let _ = pieces.send(Piece::Data(chunk.clone()));
         }
         let outcome = Outcome { stored: true, ..Outcome::new(Source::Handler) }
-            .with_ttl(draft.storable.freshness.ttl());
+            .with_ttl(draft.storable.freshness.ttl_seconds(Duration::ZERO));
         let status = parts.status;
         let response = Response::from_parts(parts, ());
         let mut response = reply::pass_head(policy, response, self.forwarded, outcome);
@@ -412,7 +406,7 @@ impl Fill {
         &self,
         draft: &Draft,
         client: &Client,
-        stored: Arc<StoredResponse>,
+        stored: Arc<Stored>,
     ) -> Landing<Landed> {
         let shared = &self.rules.handle.shared;
         let primary = &self.ask.key;
@@ -427,7 +421,7 @@ impl Fill {
             let tags = draft.tags(client);
             let put = shared.shelf.put_response(
                 primary,
-                Arc::clone(&stored),
+                &stored,
                 vary,
                 &client.headers,
                 draft.storable.keep,
@@ -436,11 +430,15 @@ impl Fill {
             );
             match put.await {
                 Ok(true) => {}
-                Ok(false) => event!(debug, "an answer was invalidated while it was made"),
-                Err(error) => event!(debug, %error, "an answer could not be stored"),
+                Ok(false) => {
+                    event!(debug, "an answer was invalidated while it was made");
+                }
+                Err(error) => {
+                    event!(debug, %error, "an answer could not be stored");
+                }
             }
         }
-        let found = Found::new(Stored::Response(stored));
+        let found = Found::new(stored);
         let fresh = draft.storable.freshness.reuse(Duration::ZERO, false, &Wishes::default());
         if !matches!(fresh, Reuse::Fresh { .. }) {
             // Stored only to be revalidated: nobody else could use it as it is.
@@ -453,7 +451,7 @@ impl Fill {
         } else {
             variant(primary, vary, &client.headers)
         };
-        Landing::Shared(Landed { found, vary: vary.clone(), key, instead_of_error: false })
+        Landing::Shared(Landed { found, vary: vary[..].into(), key, instead_of_error: false })
     }
 
     /// The handler says that what is stored is still good.
@@ -468,26 +466,25 @@ impl Fill {
         let Some(old) = self.looked.found.as_ref().and_then(Found::response) else { return };
         let (now, delay) = (clock::since_epoch(), client.asked.elapsed());
         let headers = control::freshen(&old.headers, &parts.headers, control, now);
-        let storable =
-            control::store(&client.facts, old.status, &headers, control, now, delay);
+        let storable = control::revalidated(&client.facts, old.status, &headers, &parts.headers, &old.freshness, control, now, delay);
         let own = parts.extensions.get::<CacheTags>();
         // The new tags, if there are any; otherwise those that it had.
-        let own = match tags::collect(own, &parts.headers, &[]) {
+        let own = match policy.tag_rule.collect(own, &parts.headers, []) {
             Ok(new) if !new.is_empty() => new,
             _ => old.tags.clone(),
         };
-        let mut stored = StoredResponse { headers, tags: own.clone(), ..(**old).clone() };
+        let mut stored = StoredResponse { headers, tags: own.clone(), ..old.clone() };
         let mut outcome = Outcome::new(Source::Revalidated);
         outcome.handler_status = Some(parts.status);
         let landing = match storable {
             Ok(storable) => {
                 stored.freshness = jittered(storable.freshness, policy.jitter);
-                outcome = outcome.with_ttl(stored.freshness.ttl());
+                outcome = outcome.with_ttl(stored.freshness.ttl_seconds(Duration::ZERO));
                 outcome.stored = true;
                 let groups = control::groups(&stored.headers);
                 let headers = HeaderMap::new();
                 let draft = Draft { storable, own, groups, headers, length: None };
-                self.keep(&draft, &client, Arc::new(stored.clone())).await
+                self.keep(&draft, &client, Arc::new(Stored::Response(stored.clone()))).await
             }
             Err(refusal) => {
                 outcome = outcome.with_reason(refusal.as_str());
@@ -498,7 +495,7 @@ impl Fill {
         let (headers, forwarded) = (&client.headers, self.forwarded);
         let head = self.ask.wishes.head;
         let answer =
-            reply::send(policy, Arc::new(stored), Some(age), headers, head, forwarded, outcome);
+            reply::send(policy, Arc::new(Stored::Response(stored)), Some(age), headers, head, forwarded, outcome);
         let _ = reply.send(Ok(answer));
         self.land(landing);
     }
@@ -527,7 +524,7 @@ impl Fill {
         let landing = match vary {
             Some(vary) => Landing::Shared(Landed {
                 found: stale,
-                vary,
+                vary: vary.into(),
                 key: self.looked.key.clone(),
                 instead_of_error: true,
             }),
@@ -557,7 +554,7 @@ impl Fill {
                 } else {
                     variant(&self.ask.key, &vary, request)
                 };
-                Landing::Shared(Landed { found, vary, key, instead_of_error: false })
+                Landing::Shared(Landed { found, vary: vary.into(), key, instead_of_error: false })
             }
             None => Landing::Alone,
         };
@@ -589,8 +586,8 @@ struct Draft {
 
 impl Draft {
     fn tags(&self, client: &Client) -> Vec<Tag> {
-        let own = self.own.iter().map(|tag| tags::own(tag));
-        let groups = self.groups.iter().map(|group| tags::group(group));
+        let own = self.own.iter().map(tag::own);
+        let groups = self.groups.iter().map(|group| tag::group(&client.host, group.as_bytes()));
         client.implicit.iter().cloned().chain(own).chain(groups).collect()
     }
 
@@ -600,20 +597,20 @@ impl Draft {
         body: Bytes,
         fill_time: Duration,
         policy: &Policy,
-    ) -> Arc<StoredResponse> {
+    ) -> Arc<Stored> {
         let mut headers = self.headers.clone();
-        let etag = policy.etag && status == StatusCode::OK;
-        if etag && !headers.contains_key(header::ETAG) {
-            headers.insert(header::ETAG, control::etag_of(&body));
+        let wanted = policy.etag && status == StatusCode::OK;
+        if wanted && !headers.contains_key(header::ETAG) {
+            headers.insert(header::ETAG, etag(&body));
         }
-        Arc::new(StoredResponse {
+        Arc::new(Stored::Response(StoredResponse {
             status,
             headers,
             freshness: jittered(self.storable.freshness, policy.jitter),
             fill_time,
             tags: self.own.clone(),
             body,
-        })
+        }))
     }
 }
 
@@ -632,10 +629,10 @@ impl From<control::Refusal> for NotStored {
     }
 }
 
-impl From<tags::TagError> for NotStored {
-    fn from(error: tags::TagError) -> Self {
-        event!(warn, %error, "an answer was not stored because of its tags");
-        Self { reason: error.as_str(), is_remembered: true }
+impl From<TagError> for NotStored {
+    fn from(error: TagError) -> Self {
+        event!(warn, reason = error.reason(), "an answer was not stored because of its tags");
+        Self { reason: error.reason(), is_remembered: true }
     }
 }
 
@@ -740,15 +737,19 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-fn uri_tag(target: &Uri) -> Tag {
-    tags::uri(target.path_and_query().map_or("/", |target| target.as_str()))
-}
-
-fn jittered(mut freshness: control::Freshness, share: f64) -> control::Freshness {
+pub(super) fn jittered(mut freshness: control::Freshness, share: f64) -> control::Freshness {
     if share > 0.0 {
         freshness.lifetime = freshness.lifetime.mul_f64(1.0 - share * random());
     }
     freshness
+}
+
+/// A strong one, by the content. Of ours, so that it is told from the handler's.
+fn etag(body: &[u8]) -> HeaderValue {
+    let mut hasher = SipHasher13::new();
+    hasher.write(body);
+    let hash = hasher.finish128().as_u128();
+    HeaderValue::from_str(&format!("\"tk-{hash:032x}\"")).expect("letters and digits")
 }
 
 /// From 0 up to 1, not for secrets.

@@ -23,7 +23,7 @@ use super::{
     key::CacheKey,
     near::Near,
     shelf::{Found, Looked, Shelf},
-    tags,
+    tags::stored as tag,
 };
 use crate::storage::{
     AnyStorage, Error, ErrorKind, Fence, Identity, Invalidation, Name, Result, Storage, Tag, Tags,
@@ -34,6 +34,9 @@ const REMEMBERED_MISSES: usize = 65_536;
 const DEFAULT_HIT_FOR_MISS: Duration = Duration::from_secs(30);
 const DEFAULT_REFRESHES: usize = 32;
 const DEFAULT_OUTAGE_CONCURRENCY: usize = 128;
+/// Of zstd: fast, and most of what there is to gain.
+#[cfg(feature = "zstd")]
+const COMPRESSION_LEVEL: i32 = 3;
 /// How soon a purge that was not acknowledged is repeated; the pause doubles up to the second.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -208,7 +211,7 @@ impl Purge {
 }
 
 fn own<T: AsRef<[u8]>>(tags: impl IntoIterator<Item = T>) -> Vec<Tag> {
-    tags.into_iter().map(|tag| tags::own(tag.as_ref())).collect()
+    tags.into_iter().map(|tag| tag::own(tag.as_ref())).collect()
 }
 
 impl CacheHandle {
@@ -297,7 +300,7 @@ impl CacheHandle {
     ///
     /// As [`invalidate`](Self::invalidate).
     pub async fn invalidate_uri(&self, path_and_query: &str) -> Result<()> {
-        self.shared.purge(Purge::hard(vec![tags::uri(path_and_query)])).await
+        self.shared.purge(Purge::hard(vec![tag::uri(path_and_query.as_bytes())])).await
     }
 
     /// Ends all responses of a route, named as axum's `MatchedPath` does: `/products/{id}`.
@@ -306,7 +309,7 @@ impl CacheHandle {
     ///
     /// As [`invalidate`](Self::invalidate).
     pub async fn invalidate_route(&self, route: &str) -> Result<()> {
-        self.shared.purge(Purge::hard(vec![tags::route(route)])).await
+        self.shared.purge(Purge::hard(vec![tag::route(route.as_bytes())])).await
     }
 
     /// Ends all responses of a host, named as requests do, with the port if they have one.
@@ -315,16 +318,16 @@ impl CacheHandle {
     ///
     /// As [`invalidate`](Self::invalidate).
     pub async fn invalidate_host(&self, host: &str) -> Result<()> {
-        self.shared.purge(Purge::hard(vec![tags::host(host)])).await
+        self.shared.purge(Purge::hard(vec![tag::host(host.to_ascii_lowercase().as_bytes())])).await
     }
 
-    /// Ends all responses of a group (`Cache-Groups`, RFC 9875).
+    /// Ends all responses of a group (`Cache-Groups`, RFC 9875) of this host.
     ///
     /// # Errors
     ///
     /// As [`invalidate`](Self::invalidate).
-    pub async fn invalidate_group(&self, group: &str) -> Result<()> {
-        self.shared.purge(Purge::hard(vec![tags::group(group)])).await
+    pub async fn invalidate_group(&self, host: &str, group: &str) -> Result<()> {
+        self.shared.purge(Purge::hard(vec![tag::group(host.to_ascii_lowercase().as_bytes(), group.as_bytes())])).await
     }
 
     /// Ends the value under this key.
@@ -333,7 +336,7 @@ impl CacheHandle {
     ///
     /// As [`invalidate`](Self::invalidate).
     pub async fn invalidate_key(&self, key: impl Into<Identity>) -> Result<()> {
-        self.shared.purge(Purge::hard(vec![tags::value(&key.into())])).await
+        self.shared.purge(Purge::hard(vec![tag::value(key.into().as_bytes())])).await
     }
 
     /// Ends everything in the namespace.
@@ -406,7 +409,7 @@ impl CacheHandleBuilder {
     #[cfg(feature = "zstd")]
     #[cfg_attr(docsrs, doc(cfg(feature = "zstd")))]
     pub fn with_compression(mut self, at_least: usize) -> Self {
-        self.compress = Some(Compression::new(at_least));
+        self.compress = Some(Compression { level: COMPRESSION_LEVEL, minimum: at_least });
         self
     }
 

@@ -4,7 +4,7 @@ use http::{HeaderMap, StatusCode};
 
 use super::{
     Policy, StatusHeader,
-    control::{CacheStatus, Forwarded},
+    control::{self, CacheStatus, Forward},
 };
 
 /// What the cache did with a request: among the extensions of every response that came through it,
@@ -69,22 +69,22 @@ impl Outcome {
     }
 
     /// Adds `Cache-Status`, if the policy wants it.
-    pub(super) fn write(&self, forwarded: Forwarded, policy: &Policy, headers: &mut HeaderMap) {
+    pub(super) fn write(&self, reason: Forward, policy: &Policy, headers: &mut HeaderMap) {
         let detail = match policy.status {
             StatusHeader::Off => return,
             StatusHeader::Brief => None,
             StatusHeader::Detailed => self.reason,
         };
-        let hit = matches!(self.source, Source::Hit | Source::Stale);
-        CacheStatus {
-            name: &policy.status_name,
-            forwarded: (!hit).then_some(forwarded),
-            ttl: self.ttl,
-            forwarded_status: self.handler_status,
-            stored: self.stored,
-            collapsed: self.source == Source::Collapsed,
-            detail,
-        }
-        .append_to(headers);
+        let outcome = match self.source {
+            Source::Hit | Source::Stale => control::Outcome::Hit { ttl: self.ttl.unwrap_or(0) },
+            _ => control::Outcome::Forward {
+                reason,
+                status: self.handler_status,
+                stored: self.stored,
+                collapsed: self.source == Source::Collapsed,
+                ttl: self.ttl,
+            },
+        };
+        CacheStatus { cache: &policy.status_name, outcome, detail }.append_to(headers);
     }
 }

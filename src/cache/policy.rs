@@ -7,7 +7,7 @@ use http::{HeaderName, StatusCode};
 use super::{
     control::{Output, Rules},
     key::{KeyRule, Query},
-    tags::TagForwarding,
+    tags::{TagForwarding, TagRule},
 };
 use crate::{RequestHead, storage::Identity};
 
@@ -70,7 +70,7 @@ pub struct Policy {
     pub(super) key: KeyRule,
     pub(super) tags: Vec<String>,
     pub(super) request_tags: Vec<Arc<TagsFn>>,
-    pub(super) forwarding: TagForwarding,
+    pub(super) tag_rule: TagRule,
     pub(super) visible: Vec<HeaderName>,
     pub(super) max_body: usize,
     pub(super) etag: bool,
@@ -96,12 +96,13 @@ impl Policy {
                 stale_despite_s_maxage: false,
                 longest_life: DEFAULT_LONGEST_LIFE,
                 keep_stale: DEFAULT_KEEP_STALE,
+                stale_if_unreachable: Duration::ZERO,
                 output_cookies_ignored: false,
             },
             key: KeyRule::default(),
             tags: Vec::new(),
             request_tags: Vec::new(),
-            forwarding: TagForwarding::default(),
+            tag_rule: TagRule::default(),
             visible: Vec::new(),
             max_body: DEFAULT_MAX_BODY,
             etag: true,
@@ -312,7 +313,7 @@ impl Policy {
     /// What becomes of tag fields in responses. Default: they are removed.
     #[must_use]
     pub fn with_tag_forwarding(mut self, forwarding: TagForwarding) -> Self {
-        self.forwarding = forwarding;
+        self.tag_rule.forwarding = forwarding;
         self
     }
 

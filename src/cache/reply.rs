@@ -6,12 +6,11 @@ use http::{HeaderMap, Response, StatusCode};
 use http_body::Body;
 
 use super::{
-    Outcome, Policy, ResponseBody, StatusHeader,
-    control::{self, Forwarded, Selection},
-    entry::StoredResponse,
+    CacheTags, Outcome, Policy, ResponseBody,
+    control::{self, Forward, Selection},
+    entry::{Stored, StoredResponse},
     service::Ask,
     shelf::Looked,
-    tags,
 };
 
 /// The stored response as this request wants it: whole, a part of it, or the news that the client has
@@ -29,34 +28,36 @@ pub(super) fn hit<R: Body>(
 ) -> Response<ResponseBody<R>> {
     let found = looked.found.expect("a hit has found something");
     let resident = found.resident();
-    let stored = found.into_response().expect("a hit has found a response");
-    let age = stored.freshness.age(resident);
-    let forwarded = Forwarded::Stale;
-    send(policy, stored, Some(age), request, ask.wishes.head, forwarded, outcome)
+    let age = found.response().map(|stored| stored.freshness.age(resident));
+    let forwarded = Forward::Stale;
+    send(policy, found.stored, age, request, ask.wishes.head, forwarded, outcome)
 }
 
 /// A stored response; with an age unless it was made just now.
 pub(super) fn send<R: Body>(
     policy: &Policy,
-    stored: Arc<StoredResponse>,
+    stored: Arc<Stored>,
     age: Option<std::time::Duration>,
     request: &HeaderMap,
     head: bool,
-    forwarded: Forwarded,
+    forwarded: Forward,
     outcome: Outcome,
 ) -> Response<ResponseBody<R>> {
-    let length = stored.body.len() as u64;
-    let selection = control::select(request, head, stored.status, &stored.headers, length);
     // Without a copy, if nobody else has it.
-    let StoredResponse { status, headers, body, .. } = Arc::unwrap_or_clone(stored);
-    let (status, mut headers) = control::answer(status, headers, selection, age, length);
+    let Stored::Response(stored) = Arc::unwrap_or_clone(stored) else {
+        unreachable!("only responses are sent");
+    };
+    let StoredResponse { status, headers, body, .. } = stored;
+    let length = body.len() as u64;
+    let selection = control::select(request, head, status, &headers, length);
+    let mut headers = headers;
+    let status = control::into_answer(status, &mut headers, selection, age, length);
     outcome.write(forwarded, policy, &mut headers);
     let body = match selection {
         Selection::Full => body,
         Selection::Range { start, end } => body.slice(start as usize..end as usize),
         Selection::Head
         | Selection::NotModified
-        | Selection::PreconditionFailed
         | Selection::Unsatisfiable => bytes::Bytes::new(),
     };
     let mut response = Response::new(ResponseBody::whole(body));
@@ -70,7 +71,7 @@ pub(super) fn send<R: Body>(
 pub(super) fn pass<R: Body>(
     policy: &Policy,
     response: Response<R>,
-    forwarded: Forwarded,
+    forwarded: Forward,
     outcome: Outcome,
 ) -> Response<ResponseBody<R>> {
     pass_head(policy, response, forwarded, outcome).map(ResponseBody::inner)
@@ -80,12 +81,12 @@ pub(super) fn pass<R: Body>(
 pub(super) fn pass_head<R>(
     policy: &Policy,
     mut response: Response<R>,
-    forwarded: Forwarded,
+    forwarded: Forward,
     outcome: Outcome,
 ) -> Response<R> {
-    let own = response.extensions_mut().remove();
+    let own = response.extensions_mut().remove::<CacheTags>();
     let headers = response.headers_mut();
-    tags::forward_passing(headers, own, policy.forwarding);
+    policy.tag_rule.pass(headers, own.as_ref());
     if let Some(target) = &policy.rules.target {
         headers.remove(target);
     }

@@ -14,14 +14,14 @@ use tower_service::Service;
 
 use super::{
     CacheHandle, Outcome, Policy, ResponseBody, ResponseFuture, Source,
-    control::{self, Entrance, Forwarded, Reuse, Wishes},
+    control::{self, Entrance, Forward, Reuse, Wishes},
     fill::{self, Fill, oneshot, problem},
     flight::{Boarding, Landing},
     handle::{FlightKey, Landed, Purge},
-    key::CacheKey,
+    key::{CacheKey, host, target},
     reply,
     shelf::{Looked, variant},
-    tags,
+    tags::stored as tag,
 };
 use crate::{RequestHead, marks::SessionMark, storage::Result as StorageResult};
 
@@ -84,7 +84,7 @@ enum Plan {
     /// It goes to the handler, and its answer may invalidate.
     Invalidate,
     /// It goes to the handler, for this reason.
-    Pass(Forwarded, &'static str),
+    Pass(Forward, &'static str),
 }
 
 /// In the extensions of a request that is inside of a cache: the same one need not look again.
@@ -102,20 +102,20 @@ impl Rules {
         let head = RequestHead::new(request);
         let inside = head.extensions().get::<Inside>();
         if inside.is_some_and(|inside| inside.0 == Inside::of(self).0) {
-            return Plan::Pass(Forwarded::Bypass, "inside");
+            return Plan::Pass(Forward::Bypass, "inside");
         }
         let wishes = match control::enter(head, has_body(request), &self.policy.rules) {
             Entrance::Lookup(wishes) => wishes,
             Entrance::Invalidates => return Plan::Invalidate,
-            Entrance::Pass(why) => return Plan::Pass(why.forwarded(), why.as_str()),
+            Entrance::Pass(why) => return Plan::Pass(why.forward(), why.as_str()),
         };
         let mark = head.extensions().get::<SessionMark>();
         if !self.policy.rules.keyed_principal && mark.is_some_and(SessionMark::is_touched) {
-            return Plan::Pass(Forwarded::Bypass, "session");
+            return Plan::Pass(Forward::Bypass, "session");
         }
         match self.policy.key.key(head) {
             Some(key) => Plan::Ask(Ask { key, wishes }),
-            None => Plan::Pass(Forwarded::Bypass, "no-key"),
+            None => Plan::Pass(Forward::Bypass, "no-key"),
         }
     }
 
@@ -199,7 +199,7 @@ where
         let mut looked = None;
         if self.rules.handle.shared.shelf.storage.answers_at_once() {
             let now = look_up_now(&self.rules, &ask, &request);
-            if let Reuse::Fresh { ttl } = self.rules.reuse(&now, &ask.wishes)
+            if let Reuse::Fresh { ttl_seconds: ttl } = self.rules.reuse(&now, &ask.wishes)
                 && !self.rules.renews_early(&now, ttl)
             {
                 let outcome = Outcome::new(Source::Hit).with_ttl(ttl);
@@ -251,23 +251,23 @@ where
             }
         };
         let forwarded = match rules.reuse(&now, &ask.wishes) {
-            Reuse::Fresh { ttl } => {
+            Reuse::Fresh { ttl_seconds: ttl } => {
                 let outcome = Outcome::new(Source::Hit).with_ttl(ttl);
                 let early = rules.renews_early(&now, ttl);
                 return Ok(give(&rules, inner, request, ask, purges, now, outcome, early));
             }
-            Reuse::StaleWhileRevalidate { ttl } => {
+            Reuse::StaleWhileRevalidate { ttl_seconds: ttl } => {
                 let outcome =
                     Outcome::new(Source::Stale).with_ttl(ttl).with_reason("stale-while-revalidate");
                 return Ok(give(&rules, inner, request, ask, purges, now, outcome, true));
             }
-            Reuse::Revalidate if ask.wishes.directives.forces() => Forwarded::Request,
-            Reuse::Revalidate => Forwarded::Stale,
+            Reuse::Revalidate if ask.wishes.directives.no_cache => Forward::Request,
+            Reuse::Revalidate => Forward::Stale,
             Reuse::Unusable => {
                 let missing = now.found.take().is_none();
-                if missing && now.key == ask.key { Forwarded::UriMiss }
-                else if missing { Forwarded::VaryMiss }
-                else { Forwarded::Bypass }
+                if missing && now.key == ask.key { Forward::UriMiss }
+                else if missing { Forward::VaryMiss }
+                else { Forward::Bypass }
             }
         };
         if ask.wishes.directives.only_if_cached {
@@ -345,7 +345,7 @@ where
     if let Ok(permit) = Arc::clone(&shared.refreshes).try_acquire_owned()
         && let Boarding::Lead(leader) = shared.flights.board(flight)
     {
-        let fill = Fill::new(rules, ask, looked, Forwarded::Stale, Some(leader));
+        let fill = Fill::new(rules, ask, looked, Forward::Stale, Some(leader));
         fill.renew(inner, request, permit);
     }
     response
@@ -364,7 +364,7 @@ fn share<B, R: Body>(
     }
     let looked = Looked { found: Some(found), fence: None, key };
     let outcome = match rules.reuse(&looked, &ask.wishes) {
-        Reuse::Fresh { ttl } => Outcome::new(Source::Collapsed).with_ttl(ttl),
+        Reuse::Fresh { ttl_seconds: ttl } => Outcome::new(Source::Collapsed).with_ttl(ttl),
         Reuse::Revalidate | Reuse::StaleWhileRevalidate { .. } if instead_of_error => {
             Outcome::new(Source::Stale).with_reason("stale-if-error")
         }
@@ -378,7 +378,7 @@ async fn pass<S, B, R>(
     rules: Arc<Rules>,
     inner: S,
     request: Request<B>,
-    forwarded: Forwarded,
+    forwarded: Forward,
     reason: &'static str,
 ) -> Result<Response<ResponseBody<R>>, S::Error>
 where
@@ -402,22 +402,23 @@ where
     R: Body,
 {
     let method = request.method().clone();
-    let target = target(RequestHead::new(&request));
-    let host = host(RequestHead::new(&request));
+    let target = target(RequestHead::new(&request)).clone();
+    let host = host(RequestHead::new(&request)).unwrap_or_default();
     let response = oneshot(inner, request).await?;
     let (status, headers) = (response.status(), response.headers());
-    let uris = control::invalidated(&target, host.as_deref(), status, headers);
+    let uris = control::invalidated(&target, std::str::from_utf8(&host).ok(), status, headers);
     let groups = control::invalidated_groups(&method, status, headers);
     let tags: Vec<_> = uris
         .iter()
-        .map(|uri| tags::uri(uri))
-        .chain(groups.iter().map(|group| tags::group(group)))
+        .filter_map(|uri| uri.parse().ok())
+        .map(|uri| tag::uri(&rules.policy.key.resource(&uri)))
+        .chain(groups.iter().map(|group| tag::group(&host, group.as_bytes())))
         .collect();
     if let Err(error) = rules.handle.shared.purge(Purge::hard(tags)).await {
         event!(warn, %error, "what an unsafe request changed could not be purged at once");
     }
     let outcome = Outcome::new(Source::Passed).with_reason("method");
-    Ok(reply::pass(&rules.policy, response, Forwarded::Method, outcome))
+    Ok(reply::pass(&rules.policy, response, Forward::Method, outcome))
 }
 
 /// A body, also one of unknown length, or the announcement of one.
@@ -425,20 +426,4 @@ fn has_body<B: Body>(request: &Request<B>) -> bool {
     let announced = request.headers().contains_key(header::TRANSFER_ENCODING)
         || request.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
     announced || !request.body().is_end_stream() && request.body().size_hint().exact() != Some(0)
-}
-
-/// The target as the client named it: a nested router has shortened it.
-pub(super) fn target(head: RequestHead<'_>) -> Uri {
-    #[cfg(feature = "axum")]
-    if let Some(axum::extract::OriginalUri(uri)) = head.extensions().get() {
-        return uri.clone();
-    }
-    head.uri().clone()
-}
-
-/// The host as the client named it.
-pub(super) fn host(head: RequestHead<'_>) -> Option<String> {
-    let host = head.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    host.or_else(|| head.uri().authority().map(|authority| authority.as_str()))
-        .map(str::to_ascii_lowercase)
 }

@@ -7,8 +7,8 @@ use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
 use super::{
-    control::{self, Reuse, Wishes},
-    entry::{self, Stored, StoredResponse},
+    control::{self, Freshness, Reuse, Wishes},
+    entry::{self, Stored, StoredResponse, StoredValue},
     key::CacheKey,
     near::{Known, Near, Trust},
 };
@@ -38,7 +38,7 @@ type Specs = Arc<[Box<[HeaderName]>]>;
 /// An entry that is alive.
 #[derive(Clone)]
 pub(super) struct Found {
-    pub(super) stored: Stored,
+    pub(super) stored: Arc<Stored>,
     /// How long it had been in the storage at `at`.
     resident: Duration,
     at: Instant,
@@ -48,7 +48,7 @@ pub(super) struct Found {
 
 impl Found {
     /// What was made just now.
-    pub(super) fn new(stored: Stored) -> Self {
+    pub(super) fn new(stored: Arc<Stored>) -> Self {
         Self { stored, resident: Duration::ZERO, at: Instant::now(), stale: false }
     }
 
@@ -57,16 +57,31 @@ impl Found {
         self.resident + self.at.elapsed()
     }
 
-    pub(super) fn response(&self) -> Option<&Arc<StoredResponse>> {
-        match &self.stored {
+    pub(super) fn response(&self) -> Option<&StoredResponse> {
+        match &*self.stored {
             Stored::Response(response) => Some(response),
             _ => None,
         }
     }
 
+    pub(super) fn value(&self) -> Option<&StoredValue> {
+        match &*self.stored {
+            Stored::Value(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    fn freshness(&self) -> Option<&Freshness> {
+        match &*self.stored {
+            Stored::Response(response) => Some(&response.freshness),
+            Stored::Value(value) => Some(&value.freshness),
+            Stored::Variants(_) => None,
+        }
+    }
+
     /// Whether it can be given to anybody as it is.
     fn is_fresh(&self) -> bool {
-        let Some(freshness) = self.stored.freshness() else { return true };
+        let Some(freshness) = self.freshness() else { return true };
         matches!(
             freshness.reuse(self.resident(), self.stale, &Wishes::default()),
             Reuse::Fresh { .. }
@@ -143,7 +158,7 @@ impl Shelf {
         }
         let fetched = self.fetch(primary, max_body).await?;
         let specs = match &fetched.found {
-            Some(Found { stored: Stored::Variants(specs), .. }) => Specs::from(specs.as_slice()),
+            Some(Found { stored, .. }) if let Stored::Variants(specs) = &**stored => Specs::from(specs.as_slice()),
             _ => {
                 if remembered.is_some() {
                     self.varying.remove(primary);
@@ -199,7 +214,7 @@ impl Shelf {
             let at = Instant::now();
             let found = lookup.entry.and_then(|entry| {
                 Some(Found {
-                    stored: decode(entry.value, key, max_body)?,
+                    stored: Arc::new(decode(entry.value, key, max_body)?),
                     resident: entry.age,
                     at,
                     stale: entry.stale,
@@ -230,7 +245,7 @@ impl Shelf {
         let found = lookup.entry.and_then(|entry| {
             let stored = match &known {
                 Some(known) if entry.unchanged => known.found.stored.clone(),
-                _ => decode(entry.value, key, max_body)?,
+                _ => Arc::new(decode(entry.value, key, max_body)?),
             };
             let found = Found { stored, resident: entry.age, at, stale: entry.stale };
             if let Some(fence) = fence {
@@ -262,7 +277,7 @@ impl Shelf {
     pub(super) async fn put(
         &self,
         key: &CacheKey,
-        stored: &Stored,
+        stored: &Arc<Stored>,
         keep: Duration,
         fence: Fence,
         tags: &[Tag],
@@ -276,7 +291,7 @@ impl Shelf {
         let outcome = self.storage.put(&self.storage_key(key), put).await?;
         let PutOutcome::Stored(version) = outcome else { return Ok(false) };
         if let Some(near) = &self.near {
-            near.insert(key, Known { found: Found::new(stored.clone()), version, fence });
+            near.insert(key, Known { found: Found::new(Arc::clone(stored)), version, fence });
         }
         Ok(true)
     }
@@ -286,19 +301,18 @@ impl Shelf {
     pub(super) async fn put_response(
         &self,
         primary: &CacheKey,
-        response: Arc<StoredResponse>,
+        stored: &Arc<Stored>,
         vary: &[HeaderName],
         request: &HeaderMap,
         keep: Duration,
         fence: Fence,
         (uri, tags): (&Tag, &[Tag]),
     ) -> Result<bool> {
-        let stored = Stored::Response(response);
         if vary.is_empty() {
             self.varying.remove(primary);
-            return self.put(primary, &stored, keep, fence, tags).await;
+            return self.put(primary, stored, keep, fence, tags).await;
         }
-        if !self.put(&variant(primary, vary, request), &stored, keep, fence, tags).await? {
+        if !self.put(&variant(primary, vary, request), stored, keep, fence, tags).await? {
             return Ok(false);
         }
         let known = self.varying.get(primary).unwrap_or_default();
@@ -308,7 +322,7 @@ impl Shelf {
         }
         let others = known.iter().filter(|spec| ***spec != *vary).cloned();
         let specs: Vec<_> = [vary.into()].into_iter().chain(others).take(MOST_SPECS).collect();
-        let marker = Stored::Variants(specs.clone());
+        let marker = Arc::new(Stored::Variants(specs.clone()));
         // Without it the variants cannot be found, so it lives longer than this one.
         let keep = keep.max(SPECS_LIFE);
         let stored = self.put(primary, &marker, keep, fence, std::slice::from_ref(uri)).await?;
@@ -327,7 +341,7 @@ fn decode(value: bytes::Bytes, key: &CacheKey, max_body: usize) -> Option<Stored
     match entry::decode(value, key, max_body) {
         Ok(stored) => Some(stored),
         Err(error) => {
-            event!(debug, %error, "a stored entry cannot be used");
+            event!(debug, ?error, "a stored entry cannot be used");
             None
         }
     }

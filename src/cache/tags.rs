@@ -173,6 +173,15 @@ impl TagRule {
         Ok(tags.finish())
     }
 
+    /// The same for an answer that is not stored, with such tags as it may have.
+    pub(crate) fn pass(self, headers: &mut HeaderMap, from_handler: Option<&CacheTags>) {
+        let tags = match self.forwarding {
+            TagForwarding::Strip | TagForwarding::AsReceived => TagList::default(),
+            _ => self.collect(from_handler, headers, []).unwrap_or_default(),
+        };
+        self.forward(headers, &tags);
+    }
+
     /// Removes or writes the header fields that name tags.
     pub(crate) fn forward(self, headers: &mut HeaderMap, tags: &TagList) {
         let (name, syntax) = match self.forwarding {
@@ -362,6 +371,11 @@ pub(crate) mod stored {
     /// A route, by the name or pattern that the service has for it.
     pub(crate) fn route(pattern: &[u8]) -> Tag {
         tagged(b'r', &[pattern])
+    }
+
+    /// A value, by its key.
+    pub(crate) fn value(key: &[u8]) -> Tag {
+        tagged(b'v', &[key])
     }
 
     fn tagged(kind: u8, parts: &[&[u8]]) -> Tag {

@@ -1,0 +1,148 @@
+//! `Vary`, and what makes two requests alike to it (RFC 9111, section 4.1).
+
+use http::{HeaderMap, HeaderName, header};
+
+/// The fields that selected a response, sorted, each once. `None` if nothing ever selects it again:
+/// for `*`, and for what is no field name and can therefore not be compared.
+pub(crate) fn vary(headers: &HeaderMap) -> Option<Vec<HeaderName>> {
+    let mut fields = Vec::new();
+    for line in headers.get_all(header::VARY) {
+        for name in line.as_bytes().split(|&byte| byte == b',') {
+            match name.trim_ascii() {
+                b"" => {}
+                b"*" => return None,
+                name => fields.push(HeaderName::from_bytes(name).ok()?),
+            }
+        }
+    }
+    fields.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
+    fields.dedup();
+    Some(fields)
+}
+
+/// Appends what of one field of a request matters to the variants of a response.
+///
+/// All lines are one list. Whitespace at its commas does not count, nor do case, order and the forms
+/// of weights in the fields whose meaning lies in weights alone. An absent field is not an empty one.
+pub(crate) fn variant_value(name: &HeaderName, request: &HeaderMap, out: &mut Vec<u8>) {
+    let mut lines = request.get_all(name).iter().map(|value| value.as_bytes()).peekable();
+    if lines.peek().is_none() {
+        out.push(b'-');
+        return;
+    }
+    out.push(b'=');
+    let weighted = *name == header::ACCEPT_LANGUAGE
+        || *name == header::ACCEPT_ENCODING
+        || *name == header::ACCEPT_CHARSET;
+    if weighted {
+        weighted_list(lines, out);
+    } else {
+        let start = out.len();
+        for line in lines {
+            if out.len() > start {
+                out.push(b',');
+            }
+            plain_list(line, out);
+        }
+    }
+}
+
+fn plain_list(line: &[u8], out: &mut Vec<u8>) {
+    let mut quoted = false;
+    let mut escaped = false;
+    // Whitespace is held back until it is known that no comma follows.
+    let mut held = 0..0;
+    let mut at_start = true;
+    for (index, &byte) in line.iter().enumerate() {
+        if !quoted && matches!(byte, b' ' | b'\t') {
+            if held.is_empty() {
+                held.start = index;
+            }
+            held.end = index + 1;
+            continue;
+        }
+        let comma = !quoted && byte == b',';
+        if !comma && !at_start {
+            out.extend_from_slice(&line[held.clone()]);
+        }
+        held = 0..0;
+        if byte == b'"' && !escaped {
+            quoted = !quoted;
+        }
+        escaped = quoted && byte == b'\\' && !escaped;
+        out.push(byte);
+        at_start = comma;
+    }
+}
+
+/// More than that many members are put in order on the heap.
+const FEW: usize = 16;
+
+fn weighted_list<'a>(lines: impl Iterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
+    let start = out.len();
+    let mut few = [(0, 0); FEW];
+    let mut many = Vec::new();
+    let mut count = 0;
+    let members = lines.flat_map(|line| line.split(|&byte| byte == b','));
+    for member in members {
+        let member_start = out.len();
+        if member_start > start {
+            out.push(b',');
+        }
+        let text_start = out.len();
+        weighted_member(member, out);
+        if out.len() == text_start {
+            out.truncate(member_start);
+            continue;
+        }
+        if count == FEW {
+            many.extend_from_slice(&few);
+        }
+        match few.get_mut(count) {
+            Some(place) => *place = (text_start, out.len()),
+            None => many.push((text_start, out.len())),
+        }
+        count += 1;
+    }
+    let members = if count > FEW { &mut many[..] } else { &mut few[..count] };
+    let text = |&(from, to): &(usize, usize)| from..to;
+    if members.is_sorted_by_key(|member| &out[text(member)]) {
+        return;
+    }
+    members.sort_unstable_by(|one, other| out[text(one)].cmp(&out[text(other)]));
+    let end = out.len();
+    for (index, member) in members.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        out.extend_from_within(text(member));
+    }
+    out.copy_within(end.., start);
+    out.truncate(end);
+}
+
+/// In lower case, without whitespace, and a weight in its shortest form, which is none for 1.
+fn weighted_member(member: &[u8], out: &mut Vec<u8>) {
+    let (value, weight) = match member.iter().position(|&byte| byte == b';') {
+        Some(semicolon) => (&member[..semicolon], Some(&member[semicolon + 1..])),
+        None => (member, None),
+    };
+    let start = out.len();
+    out.extend_from_slice(value.trim_ascii());
+    if let Some(weight) = weight {
+        let weight_start = out.len();
+        out.push(b';');
+        out.extend(weight.iter().filter(|byte| !byte.is_ascii_whitespace()));
+        if out[weight_start..].contains(&b'.') {
+            let zeros = out.iter().rev().take_while(|&&byte| byte == b'0').count();
+            out.truncate(out.len() - zeros);
+            if out.last() == Some(&b'.') {
+                out.pop();
+            }
+        }
+        if out[weight_start..].eq_ignore_ascii_case(b";q=1") {
+            out.truncate(weight_start);
+        }
+    }
+    out[start..].make_ascii_lowercase();
+}
