@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::{
     Harness,
     stage::{Stage, alpha, key, tags},
 };
 use crate::{
     Storage,
-    storage::{Entry, Fence, Get, Invalidation, Key, Touch, Version, When},
+    storage::{Entry, Fence, Get, Invalidation, Key, Put, Touch, Version, When},
 };
 
 async fn get<H: Harness>(stage: &Stage<'_, H>, key: &Key, get: Get) -> Option<Entry> {
@@ -132,4 +134,22 @@ pub async fn a_known_version_is_touched<H: Harness>(harness: &H) {
     stage.assert_near("ttl", entry.ttl, stage.ticks(20));
     stage.pass(8).await;
     assert_eq!(stage.live(&key("a")).await.value, "one");
+}
+
+/// Whether a value is said to be large makes no difference, be it large or not.
+pub async fn the_hint_of_a_large_value_changes_nothing<H: Harness>(harness: &H) {
+    let stage = Stage::new(harness).await;
+    let hinted = Get::new().with_large_value();
+    let lookup = stage.storage.get(&key("a"), hinted.with_fence()).await.expect("a lookup works");
+    let fence = lookup.fence.expect("a fence was asked for");
+    assert_eq!((lookup.entry, fence), (None, stage.fence(&key("a")).await));
+    for size in [1, 1 << 18] {
+        let value = Bytes::from(vec![b'x'; size]);
+        let put = stage.fill("", fence, &[]);
+        let version = stage.stored(&key("a"), Put { value: value.clone(), ..put }).await;
+        let entry = get(&stage, &key("a"), hinted).await.expect("the entry is alive");
+        assert!(entry.value == value && entry.version == version && !entry.unchanged);
+        let known = get(&stage, &key("a"), hinted.with_known(version)).await;
+        assert!(known.expect("the entry is alive").unchanged);
+    }
 }

@@ -32,6 +32,7 @@ macro_rules! __conformance_clauses {
             a_known_version_is_not_confirmed_once_dead
             a_known_version_is_marked_when_stale
             a_known_version_is_touched
+            the_hint_of_a_large_value_changes_nothing
             an_entry_lives_for_its_ttl
             an_expired_entry_is_absent_for_every_operation
             an_entry_past_its_deadline_is_absent_for_every_operation

@@ -78,12 +78,14 @@ pub struct Get {
     pub fence: bool,
     /// The version whose value the reader already holds.
     pub known: Option<Version>,
+    /// The value may be large. A hint, by which a backend keeps it out of the way of small answers.
+    pub large_value: bool,
 }
 
 impl Get {
     /// Reads the entry and changes nothing.
     pub const fn new() -> Self {
-        Self { touch: None, fence: false, known: None }
+        Self { touch: None, fence: false, known: None, large_value: false }
     }
 
     /// Extends the entry's life to `touch.ttl` from now if it has drifted by more than the slack.
@@ -105,6 +107,14 @@ impl Get {
     #[must_use]
     pub const fn with_known(mut self, version: Version) -> Self {
         self.known = Some(version);
+        self
+    }
+
+    /// Says that the value may be large, from some 32 KiB on, so that nothing small has to wait
+    /// behind it. Only a hint: the answer is the same.
+    #[must_use]
+    pub const fn with_large_value(mut self) -> Self {
+        self.large_value = true;
         self
     }
 }

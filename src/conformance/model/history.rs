@@ -145,7 +145,9 @@ impl<'h, H: Harness> History<'h, H> {
             touch.map(|(ttl, slack)| Touch { ttl: self.life(ttl), slack: self.life(slack) });
         let versions = self.versions.get(&n).map_or(&[][..], Vec::as_slice);
         let (known, known_theirs) = known.and_then(|ago| nth(versions, ago)).unzip();
-        let get = Get { touch, fence, known };
+        // A hint, which must make no difference.
+        let large_value = self.puts % 2 == 1;
+        let get = Get { touch, fence, known, large_value };
         let expected = self.model.get(&key_of(n), get);
         let lookup = self.storage.get(&key_of(n), Get { known: known_theirs, ..get }).await;
         let lookup = lookup.map_err(|error| format!("a lookup failed: {error}"))?;

@@ -45,7 +45,7 @@ impl Storage for RedisStorage {
             keys: self.entry_keys(key, digest, ticket.hash_key()),
             args: vec![args],
             repeatable: true,
-            large: false,
+            large: get.large_value,
         };
         let (head, stored) = codec::head_and_entry(ticket.run(&call).await?)?;
 

@@ -276,7 +276,8 @@ async fn run(rig: &mut Rig, plan: &[Op]) -> Result<(), String> {
                     When::Version(version) => Some(version),
                     When::Always | When::Absent => None,
                 });
-                let get = Get { touch: *touch, fence: *fence, known };
+                let large_value = at % 2 == 1;
+                let get = Get { touch: *touch, fence: *fence, known, large_value };
                 let actual = rig.storage.get(&key(*n), get).await.unwrap();
                 if let Some(touch) = touch {
                     model.touch(*n, *touch);
