@@ -136,6 +136,19 @@ fn a_version_that_does_not_rise_is_noticed() {
 }
 
 #[test]
+fn a_known_version_that_skips_the_record_is_noticed() {
+    breaks(
+        Sabotage::KnownSkipsTheRecord,
+        &["a_known_version_is_not_confirmed_once_dead", "a_known_version_is_marked_when_stale"],
+    );
+}
+
+#[test]
+fn the_model_notices_a_known_version_that_skips_the_record() {
+    differs_from_the_model(Sabotage::KnownSkipsTheRecord);
+}
+
+#[test]
 fn the_model_notices_a_touch_that_resurrects() {
     differs_from_the_model(Sabotage::TouchResurrects);
 }

@@ -25,6 +25,14 @@ macro_rules! __conformance_clauses {
             namespaces_and_details_are_separate
             an_invalid_put_is_refused_and_changes_nothing
             an_erased_handle_behaves_the_same
+            a_known_version_is_confirmed_without_its_value
+            a_known_version_comes_with_the_fence
+            another_version_comes_with_its_value
+            a_known_version_of_an_empty_value_is_confirmed
+            a_known_version_is_not_confirmed_once_dead
+            a_known_version_is_marked_when_stale
+            a_known_version_is_touched
+            the_hint_of_a_large_value_changes_nothing
             an_entry_lives_for_its_ttl
             an_expired_entry_is_absent_for_every_operation
             an_entry_past_its_deadline_is_absent_for_every_operation

@@ -85,6 +85,7 @@
 
 mod cancel;
 mod harness;
+mod known;
 mod kv;
 mod life;
 mod list;
@@ -102,6 +103,7 @@ mod waits;
 pub use self::{
     cancel::*,
     harness::Harness,
+    known::*,
     kv::*,
     life::*,
     list::{CLAUSES, run_all},

@@ -24,6 +24,11 @@
 //! forward) and the fence with which the entry was born. So a save cannot outlive an invalidation
 //! that came between.
 //!
+//! **A known version is confirmed.** A lookup that [knows](Get::with_known) the version of the live
+//! entry gets everything but the value: whether the entry is alive and stale, its times, the touch
+//! and the fence are those of any other lookup. The value then is empty, and [`Entry::unchanged`]
+//! says why. With another version there the value comes as usual, in the same call.
+//!
 //! **Deadlines hold.** With `max_lifetime` an entry is dead that long after the put, whatever
 //! touches it. A put with a fence needs one (a `Version` put keeps that of the entry), for no entry
 //! may outlive the record of tags.
@@ -168,7 +173,8 @@ pub use self::{
     note = "pass a `MemoryStorage`, a `RedisStorage` (feature `redis`), an `AnyStorage` or a backend of your own"
 )]
 pub trait Storage: fmt::Debug + Send + Sync + 'static {
-    /// Looks an entry up, and extends its life if that is asked for and due.
+    /// Looks an entry up, and extends its life if that is asked for and due. A value that the
+    /// caller [knows](Get::with_known) is left out.
     ///
     /// # Errors
     ///

@@ -76,12 +76,16 @@ pub struct Get {
     pub touch: Option<Touch>,
     /// Also returns a fence, creating the namespace's record of tags if it is missing.
     pub fence: bool,
+    /// The version whose value the reader already holds.
+    pub known: Option<Version>,
+    /// The value may be large. A hint, by which a backend keeps it out of the way of small answers.
+    pub large_value: bool,
 }
 
 impl Get {
     /// Reads the entry and changes nothing.
     pub const fn new() -> Self {
-        Self { touch: None, fence: false }
+        Self { touch: None, fence: false, known: None, large_value: false }
     }
 
     /// Extends the entry's life to `touch.ttl` from now if it has drifted by more than the slack.
@@ -95,6 +99,22 @@ impl Get {
     #[must_use]
     pub const fn with_fence(mut self) -> Self {
         self.fence = true;
+        self
+    }
+
+    /// Leaves the value out if the live entry has exactly this version: the reader holds it already
+    /// and wants to know whether it still counts. See [`Entry::unchanged`].
+    #[must_use]
+    pub const fn with_known(mut self, version: Version) -> Self {
+        self.known = Some(version);
+        self
+    }
+
+    /// Says that the value may be large, from some 32 KiB on, so that nothing small has to wait
+    /// behind it. Only a hint: the answer is the same.
+    #[must_use]
+    pub const fn with_large_value(mut self) -> Self {
+        self.large_value = true;
         self
     }
 }
@@ -199,7 +219,7 @@ impl<'a> Put<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Entry {
-    /// The bytes that were put.
+    /// The bytes that were put; none if the entry is [`unchanged`](Self::unchanged).
     pub value: Bytes,
     /// The number of the last successful put.
     pub version: Version,
@@ -211,12 +231,25 @@ pub struct Entry {
     pub life_left: Option<Duration>,
     /// One of the entry's tags was invalidated [softly](Invalidation::Soft).
     pub stale: bool,
+    /// The version is the one that the lookup [knew](Get::with_known), so the value was left out.
+    pub unchanged: bool,
 }
 
 impl Entry {
-    /// For backends: an entry without a deadline that is not stale.
+    /// For backends: an entry with its value, without a deadline, that is not stale.
     pub const fn new(value: Bytes, version: Version, age: Duration, ttl: Duration) -> Self {
-        Self { value, version, age, ttl, life_left: None, stale: false }
+        Self { value, version, age, ttl, life_left: None, stale: false, unchanged: false }
+    }
+
+    /// For backends that have read the whole entry: leaves the value out if the reader
+    /// [knows](Get::known) this version.
+    #[must_use]
+    pub fn without_known(mut self, known: Option<Version>) -> Self {
+        if known == Some(self.version) {
+            self.value = Bytes::new();
+            self.unchanged = true;
+        }
+        self
     }
 }
 

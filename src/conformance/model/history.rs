@@ -100,7 +100,7 @@ impl<'h, H: Harness> History<'h, H> {
                 self.harness.advance(by).await;
                 Ok(())
             }
-            Op::Get { key, touch, fence } => self.get(*key, *touch, *fence).await,
+            Op::Get { key, touch, fence, known } => self.get(*key, *touch, *fence, *known).await,
             Op::Put { key, ttl, max_lifetime, tags, when, fence } => {
                 let tags = tags_of(*tags);
                 let (fence, theirs) = fence.and_then(|ago| nth(&self.fences, ago)).unzip();
@@ -139,12 +139,17 @@ impl<'h, H: Harness> History<'h, H> {
         n: usize,
         touch: Option<(u32, u32)>,
         fence: bool,
+        known: Option<usize>,
     ) -> Result<(), String> {
         let touch =
             touch.map(|(ttl, slack)| Touch { ttl: self.life(ttl), slack: self.life(slack) });
-        let get = Get { touch, fence };
+        let versions = self.versions.get(&n).map_or(&[][..], Vec::as_slice);
+        let (known, known_theirs) = known.and_then(|ago| nth(versions, ago)).unzip();
+        // A hint, which must make no difference.
+        let large_value = self.puts % 2 == 1;
+        let get = Get { touch, fence, known, large_value };
         let expected = self.model.get(&key_of(n), get);
-        let lookup = self.storage.get(&key_of(n), get).await;
+        let lookup = self.storage.get(&key_of(n), Get { known: known_theirs, ..get }).await;
         let lookup = lookup.map_err(|error| format!("a lookup failed: {error}"))?;
         ensure!(
             lookup.fence.is_some() == expected.fence.is_some(),
@@ -262,7 +267,8 @@ impl<'h, H: Harness> History<'h, H> {
         let known = self.versions.get(&key).map_or(&[][..], Vec::as_slice);
         let near = |a: Duration, b| a.abs_diff(b) <= self.harness.tolerance();
         let same = known.contains(&(ours.version, theirs.version))
-            && (&theirs.value, theirs.stale) == (&ours.value, ours.stale)
+            && (&theirs.value, theirs.stale, theirs.unchanged)
+                == (&ours.value, ours.stale, ours.unchanged)
             && near(theirs.age, ours.age)
             && near(theirs.ttl, ours.ttl)
             && match (theirs.life_left, ours.life_left) {

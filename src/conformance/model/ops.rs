@@ -12,6 +12,7 @@ pub(super) enum Op {
         key: usize,
         touch: Option<(u32, u32)>,
         fence: bool,
+        known: Option<usize>,
     },
     Put {
         key: usize,
@@ -86,8 +87,9 @@ pub(super) fn ops(all: bool) -> impl Strategy<Value = Vec<Op>> {
     let key = || prop_oneof![1 => Just(0), 1 => 0..KEYS];
     let fence = prop_oneof![3 => Just(0), 1 => 0..4_usize];
     let advance = (1..4_u32).prop_map(|ticks| Op::Advance { ticks });
-    let get = (key(), option::of((1..9_u32, 0..4_u32)), any::<bool>())
-        .prop_map(|(key, touch, fence)| Op::Get { key, touch, fence });
+    let known = option::weighted(0.4, prop_oneof![4 => Just(0), 1 => 1..3_usize]);
+    let get = (key(), option::of((1..9_u32, 0..4_u32)), any::<bool>(), known)
+        .prop_map(|(key, touch, fence, known)| Op::Get { key, touch, fence, known });
     let put = (key(), 1..7_u32, option::weighted(0.3, 1..9_u32), when()).prop_map(
         |(key, ttl, max_lifetime, when)| {
             let (tags, fence) = (0, None);

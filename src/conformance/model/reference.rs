@@ -103,7 +103,7 @@ impl Model {
             }
         }
         let fence = get.fence.then(|| self.record(key.namespace()).fence(0));
-        Lookup::new(self.entry(key), fence)
+        Lookup::new(self.entry(key).map(|entry| entry.without_known(get.known)), fence)
     }
 
     pub(super) fn put(&mut self, key: &Key, put: Put<'_>) -> Result<PutOutcome> {

@@ -82,7 +82,7 @@ impl Entries {
                 item.touch(touch, now);
             }
             item.used = true;
-            item.entry(records.as_deref(), now)
+            item.entry(records.as_deref(), now).without_known(get.known)
         });
         Lookup::new(entry, fence)
     }

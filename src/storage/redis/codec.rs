@@ -206,11 +206,13 @@ pub(super) fn head_and_entry(reply: Value) -> Result<(Vec<u8>, Option<Vec<u8>>)>
     }
 }
 
-/// The entry of a reply. The script has judged it; `digest` is that of the key that was asked for.
+/// The entry of a reply. The script has judged it, and has sent only the header of a `known`
+/// version; `digest` is that of the key that was asked for.
 pub(super) fn entry(
     status: Status,
     stored: Option<Vec<u8>>,
     digest: [u8; 16],
+    known: Option<Version>,
     now: u64,
 ) -> Result<Option<Entry>> {
     let stored = match (status, stored) {
@@ -225,21 +227,27 @@ pub(super) fn entry(
         return Err(foreign());
     }
     let [version, written, expires, deadline] = header.u64s()?;
+    let version = Version::from_u64(version);
     let (_generation, _stamp) = (header.bytes::<16>()?, header.u64()?);
     let start = ENTRY_HEADER + 16 * usize::from(header.u16()?);
-    if stored.len() < start {
-        return Err(foreign());
-    }
+    let unchanged = known == Some(version);
+    let value = match stored.len() {
+        ENTRY_HEADER if unchanged => Bytes::new(),
+        _ if unchanged => return Err(corrupt()),
+        len if len < start => return Err(foreign()),
+        _ => stored.slice(start..),
+    };
     // After the clock was set back, what was written in the future was written now.
     let since_now = |time: u64| Duration::from_micros(time.saturating_sub(now));
     let mut entry = Entry::new(
-        stored.slice(start..),
-        Version::from_u64(version),
+        value,
+        version,
         Duration::from_micros(now.saturating_sub(written)),
         since_now(expires),
     );
     entry.life_left = (deadline > 0).then(|| since_now(deadline));
     entry.stale = status == Status::Stale;
+    entry.unchanged = unchanged;
     Ok(Some(entry))
 }
 

@@ -32,19 +32,20 @@ impl Storage for RedisStorage {
         let digest = key.digest(ticket.hash_key());
         let (touch, slack) =
             get.touch.map_or((0, 0), |touch| (micros(touch.ttl), micros(touch.slack)));
-        let mut args = Vec::with_capacity(57);
+        let mut args = Vec::with_capacity(65);
         args.extend_from_slice(&check);
         args.extend_from_slice(&digest);
         args.extend_from_slice(&touch.to_be_bytes());
         args.extend_from_slice(&slack.to_be_bytes());
         args.push(get.fence.into());
         args.extend_from_slice(&new_generation(get.fence));
+        args.extend_from_slice(&get.known.map_or(0, Version::as_u64).to_be_bytes());
         let call = Call {
             script: &self.inner.scripts.get,
             keys: self.entry_keys(key, digest, ticket.hash_key()),
             args: vec![args],
             repeatable: true,
-            large: false,
+            large: get.large_value,
         };
         let (head, stored) = codec::head_and_entry(ticket.run(&call).await?)?;
 
@@ -58,7 +59,7 @@ impl Storage for RedisStorage {
         if fenced != get.fence {
             return Err(codec::corrupt());
         }
-        let mut entry = codec::entry(status, stored, digest, now)?;
+        let mut entry = codec::entry(status, stored, digest, get.known, now)?;
         if let Some(entry) = &mut entry {
             entry.ttl = Duration::from_micros(expires.saturating_sub(now));
         }
@@ -114,7 +115,7 @@ impl Storage for RedisStorage {
         if status == Status::Done {
             return Ok(PutOutcome::Stored(Version::from_u64(version)));
         }
-        Ok(PutOutcome::Conflict(codec::entry(status, stored, digest, now)?))
+        Ok(PutOutcome::Conflict(codec::entry(status, stored, digest, None, now)?))
     }
 
     async fn delete(&self, key: &Key, when: When) -> Result<bool> {

@@ -347,6 +347,24 @@ async fn a_purge_of_thousands_of_tags_does_not_go_before_decisions() {
 }
 
 #[tokio::test]
+async fn a_lookup_of_a_large_value_does_not_go_before_decisions() {
+    let server = RedisServer::start();
+    let storage = builder(&server.url()).build().await.unwrap();
+    // When a connection is made, `PING` is the last that it says.
+    let unused = || {
+        let clients = server.ask("CLIENT LIST TYPE normal");
+        clients.lines().filter(|line| line.contains("cmd=ping")).count()
+    };
+    assert_eq!(unused(), 2);
+    let key = Key::new(&Name::new("cache"), &Name::new("page"), Identity::new("/"));
+    storage.get(&key, Get::new()).await.unwrap();
+    run(&storage, &echo("x")).await.unwrap();
+    assert_eq!(unused(), 1, "they share the small lane");
+    storage.get(&key, Get::new().with_large_value()).await.unwrap();
+    assert_eq!(unused(), 0);
+}
+
+#[tokio::test]
 async fn a_caller_with_a_short_deadline_does_not_keep_a_slow_network_from_connecting() {
     let server = RedisServer::start();
     let proxy = Proxy::start(server.port()).await;

@@ -37,14 +37,14 @@ local function parse(raw, digest)
   }
 end
 
--- As parse, without reading the value.
+-- As parse, without reading the value; also the bytes that were read.
 local function parse_head(key, digest)
   local raw = call('GETRANGE', key, 0, WINDOW - 1)
   if #raw == WINDOW then
     local size = HEADER_SIZE + 16 * unpack('>I2', raw, HEADER_SIZE - 1)
     if size > WINDOW then raw = call('GETRANGE', key, 0, size - 1) end
   end
-  return parse(raw, digest)
+  return parse(raw, digest), raw
 end
 
 -- The digests in a string of them.

@@ -1,15 +1,27 @@
--- Looks an entry up, extends its life if that is due, and takes a fence if one is wanted.
+-- Looks an entry up, extends its life if that is due, and takes a fence if one is wanted. The value
+-- of a version that the caller knows is neither read nor sent.
 --
 -- KEYS  1: entry   2: record of tags
 -- ARGV  1: check 8, digest of the key 16, touch u64 (0: none), slack u64, fence wanted 1,
---          generation for a missing record 16
--- reply {head} or, if the entry is alive, {head, entry as it was stored};
+--          generation for a missing record 16, known version u64 (0: none)
+-- reply {head} or, if the entry is alive, {head, entry as it was stored}: of a known version only
+--       the header, without tags;
 --       head: check 8, now u64, status 1, expires u64, fence given 1, its generation 16, stamp u64
 
 local now = clock()
-local check, digest, touch, slack, fence, generation = unpack('>c8c16I8I8Bc16', ARGV[1])
-local raw = call('GET', KEYS[1])
-local entry = parse(raw, digest)
+local check, digest, touch, slack, fence, generation, known = unpack('>c8c16I8I8Bc16I8', ARGV[1])
+local raw, entry
+if known > 0 then
+  entry, raw = parse_head(KEYS[1], digest)
+  if entry and entry.version == known then
+    raw = raw:sub(1, HEADER_SIZE)
+  elseif entry then
+    raw = nil
+  end
+else
+  raw = call('GET', KEYS[1])
+  entry = parse(raw, digest)
+end
 local status, record = judge(entry, KEYS[2], now)
 if entry == false then status = FOREIGN end
 
@@ -36,5 +48,5 @@ if fence == 1 then
   end
 end
 local head = pack('>c8I8BI8Bc16I8', check, now, status, expires, fence, generation, stamp)
-if status == LIVE or status == STALE then return { head, raw } end
+if status == LIVE or status == STALE then return { head, raw or call('GET', KEYS[1]) } end
 return { head }

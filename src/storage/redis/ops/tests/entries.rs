@@ -184,6 +184,7 @@ enum Op {
         n: usize,
         touch: Option<Touch>,
         fence: bool,
+        known: Option<Cond>,
     },
     Put {
         n: usize,
@@ -234,8 +235,8 @@ fn op() -> impl Strategy<Value = Op> {
     let how = select(vec![Invalidation::Hard, Invalidation::Soft]);
     prop_oneof![
         4 => select(vec![1, 1, 500, 1_000, 1_000, 2_000, 9_000, 1_000_000, -1, -5_000]).prop_map(Op::Turn),
-        5 => (n.clone(), touch, any::<bool>())
-            .prop_map(|(n, touch, fence)| Op::Get { n, touch, fence }),
+        5 => (n.clone(), touch, any::<bool>(), prop::option::of(cond()))
+            .prop_map(|(n, touch, fence, known)| Op::Get { n, touch, fence, known }),
         6 => (n.clone(), cond(), life(), prop::option::of(life()), tags(), prop::option::weighted(0.7, 0..4_usize))
             .prop_map(|(n, when, ttl, lifetime, tags, fence)| Op::Put { n, when, ttl, lifetime, tags, fence }),
         1 => (n, cond()).prop_map(|(n, when)| Op::Delete { n, when }),
@@ -270,13 +271,19 @@ async fn run(rig: &mut Rig, plan: &[Op]) -> Result<(), String> {
                 model.now = model.now.saturating_add_signed(*by);
                 rig.set_clock(model.now).await;
             }
-            Op::Get { n, touch, fence } => {
-                let actual =
-                    rig.storage.get(&key(*n), Get { touch: *touch, fence: *fence }).await.unwrap();
+            Op::Get { n, touch, fence, known } => {
+                let known = known.and_then(|known| match when(&model, *n, known) {
+                    When::Version(version) => Some(version),
+                    When::Always | When::Absent => None,
+                });
+                let large_value = at % 2 == 1;
+                let get = Get { touch: *touch, fence: *fence, known, large_value };
+                let actual = rig.storage.get(&key(*n), get).await.unwrap();
                 if let Some(touch) = touch {
                     model.touch(*n, *touch);
                 }
-                let expected = Lookup::new(model.entry(*n), model.fence(actual.fence));
+                let entry = model.entry(*n).map(|entry| entry.without_known(known));
+                let expected = Lookup::new(entry, model.fence(actual.fence));
                 if actual != expected || actual.fence.is_some() != *fence {
                     return differ(&expected, &actual);
                 }
@@ -469,7 +476,13 @@ fn values_of_no_bytes_and_of_a_mebibyte_with_many_tags_come_back() {
                 panic!("stored");
             };
             let entry = rig.storage.get(&key(0), Get::new()).await.unwrap().entry.unwrap();
-            assert_eq!((entry.value, entry.version), (value, version));
+            assert_eq!((&entry.value, entry.version), (&value, version));
+            let get = Get::new().with_known(version);
+            let known = rig.storage.get(&key(0), get).await.unwrap().entry.unwrap();
+            assert!(known.unchanged && known.value.is_empty() && known.version == version);
+            let get = Get::new().with_known(Version::from_u64(version.as_u64() - 1));
+            let other = rig.storage.get(&key(0), get).await.unwrap().entry.unwrap();
+            assert!(!other.unchanged && other.value == value);
             let save = Put::new(Bytes::from_static(b"saved"), 60 * SECOND)
                 .with_condition(When::Version(version));
             assert!(matches!(rig.storage.put(&key(0), save).await.unwrap(), PutOutcome::Stored(_)));
@@ -655,6 +668,12 @@ fn each_operation_is_one_script_of_few_commands() {
         expect("put", "evalsha 1, getrange 1, set 1, time 1").await;
         storage.get(&key(1), Get::new()).await.unwrap();
         expect("get", "evalsha 1, get 1, time 1").await;
+        let version = storage.get(&key(1), Get::new()).await.unwrap().entry.unwrap().version;
+        expect("get", "evalsha 1, get 1, time 1").await;
+        storage.get(&key(1), Get::new().with_known(version)).await.unwrap();
+        expect("get of a known version", "evalsha 1, getrange 1, time 1").await;
+        storage.get(&key(1), Get::new().with_known(Version::from_u64(1))).await.unwrap();
+        expect("get of another version", "evalsha 1, get 1, getrange 1, time 1").await;
         storage.get(&key(1), Get::new().with_touch(Touch { ttl: minute, ..touch })).await.unwrap();
         expect("touch that is not due", "evalsha 1, get 1, time 1").await;
         storage.get(&key(1), Get::new().with_touch(touch)).await.unwrap();
