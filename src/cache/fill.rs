@@ -13,11 +13,11 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, response};
 use http_body::Body;
+use siphasher::sip128::{Hasher128, SipHasher13};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot as channel},
     time::{Instant, timeout},
 };
-use siphasher::sip128::{Hasher128, SipHasher13};
 use tower_service::Service;
 
 use super::{
@@ -402,12 +402,7 @@ impl Fill {
     }
 
     /// Stores a complete response, and says what the others are to be told.
-    async fn keep(
-        &self,
-        draft: &Draft,
-        client: &Client,
-        stored: Arc<Stored>,
-    ) -> Landing<Landed> {
+    async fn keep(&self, draft: &Draft, client: &Client, stored: Arc<Stored>) -> Landing<Landed> {
         let shared = &self.rules.handle.shared;
         let primary = &self.ask.key;
         // A streaming body may have looked at the session.
@@ -446,11 +441,8 @@ impl Fill {
             return Landing::Alone;
         }
         shared.forget_miss(primary);
-        let key = if vary.is_empty() {
-            primary.clone()
-        } else {
-            variant(primary, vary, &client.headers)
-        };
+        let key =
+            if vary.is_empty() { primary.clone() } else { variant(primary, vary, &client.headers) };
         Landing::Shared(Landed { found, vary: vary[..].into(), key, instead_of_error: false })
     }
 
@@ -466,7 +458,16 @@ impl Fill {
         let Some(old) = self.looked.found.as_ref().and_then(Found::response) else { return };
         let (now, delay) = (clock::since_epoch(), client.asked.elapsed());
         let headers = control::freshen(&old.headers, &parts.headers, control, now);
-        let storable = control::revalidated(&client.facts, old.status, &headers, &parts.headers, &old.freshness, control, now, delay);
+        let storable = control::revalidated(
+            &client.facts,
+            old.status,
+            &headers,
+            &parts.headers,
+            &old.freshness,
+            control,
+            now,
+            delay,
+        );
         let own = parts.extensions.get::<CacheTags>();
         // The new tags, if there are any; otherwise those that it had.
         let own = match policy.tag_rule.collect(own, &parts.headers, []) {
@@ -494,8 +495,15 @@ impl Fill {
         let age = stored.freshness.age(Duration::ZERO);
         let (headers, forwarded) = (&client.headers, self.forwarded);
         let head = self.ask.wishes.head;
-        let answer =
-            reply::send(policy, Arc::new(Stored::Response(stored)), Some(age), headers, head, forwarded, outcome);
+        let answer = reply::send(
+            policy,
+            Arc::new(Stored::Response(stored)),
+            Some(age),
+            headers,
+            head,
+            forwarded,
+            outcome,
+        );
         let _ = reply.send(Ok(answer));
         self.land(landing);
     }
@@ -546,7 +554,8 @@ impl Fill {
         let answer = reply::hit(&self.rules.policy, looked, request, &self.ask, outcome);
         let _ = reply.send(Ok(answer));
         let found = self.looked.found.clone();
-        let vary = found.as_ref().and_then(Found::response).and_then(|it| control::vary(&it.headers));
+        let vary =
+            found.as_ref().and_then(Found::response).and_then(|it| control::vary(&it.headers));
         let landing = match found.zip(vary) {
             Some((found, vary)) => {
                 let key = if vary.is_empty() {
@@ -705,7 +714,10 @@ async fn now_or_later<T>(future: impl Future<Output = T>) -> Option<T> {
 }
 
 /// Calls a service when it is ready.
-pub(super) async fn oneshot<S, B>(mut service: S, request: Request<B>) -> Result<S::Response, S::Error>
+pub(super) async fn oneshot<S, B>(
+    mut service: S,
+    request: Request<B>,
+) -> Result<S::Response, S::Error>
 where
     S: Service<Request<B>>,
 {

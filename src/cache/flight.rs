@@ -51,7 +51,12 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
         }
         let flight = Arc::new(watch::Sender::new(None));
         under_way.insert(key.clone(), Arc::clone(&flight));
-        Boarding::Lead(Leader { flights: Arc::clone(self), key, flight, landing: Some(Landing::Failed) })
+        Boarding::Lead(Leader {
+            flights: Arc::clone(self),
+            key,
+            flight,
+            landing: Some(Landing::Failed),
+        })
     }
 
     /// How many fills are under way.

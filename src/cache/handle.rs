@@ -327,7 +327,12 @@ impl CacheHandle {
     ///
     /// As [`invalidate`](Self::invalidate).
     pub async fn invalidate_group(&self, host: &str, group: &str) -> Result<()> {
-        self.shared.purge(Purge::hard(vec![tag::group(host.to_ascii_lowercase().as_bytes(), group.as_bytes())])).await
+        self.shared
+            .purge(Purge::hard(vec![tag::group(
+                host.to_ascii_lowercase().as_bytes(),
+                group.as_bytes(),
+            )]))
+            .await
     }
 
     /// Ends the value under this key.

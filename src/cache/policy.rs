@@ -131,7 +131,9 @@ impl Policy {
     fn output_mut(&mut self, setting: &str) -> &mut Output {
         match &mut self.rules.output {
             Some(output) => output,
-            None => panic!("{setting} belongs to `Policy::output`; in HTTP mode the handler says so"),
+            None => {
+                panic!("{setting} belongs to `Policy::output`; in HTTP mode the handler says so")
+            }
         }
     }
 

@@ -56,9 +56,7 @@ pub(super) fn send<R: Body>(
     let body = match selection {
         Selection::Full => body,
         Selection::Range { start, end } => body.slice(start as usize..end as usize),
-        Selection::Head
-        | Selection::NotModified
-        | Selection::Unsatisfiable => bytes::Bytes::new(),
+        Selection::Head | Selection::NotModified | Selection::Unsatisfiable => bytes::Bytes::new(),
     };
     let mut response = Response::new(ResponseBody::whole(body));
     *response.status_mut() = status;

@@ -203,7 +203,8 @@ where
                 && !self.rules.renews_early(&now, ttl)
             {
                 let outcome = Outcome::new(Source::Hit).with_ttl(ttl);
-                let response = reply::hit(&self.rules.policy, now, request.headers(), &ask, outcome);
+                let response =
+                    reply::hit(&self.rules.policy, now, request.headers(), &ask, outcome);
                 return ResponseFuture::ready(response);
             }
             looked = Some(now);
@@ -215,7 +216,8 @@ where
 
 /// The lookup, in a storage that never waits.
 fn look_up_now<B>(rules: &Rules, ask: &Ask, request: &Request<B>) -> Looked {
-    match pin!(rules.look_up(ask, request.headers())).poll(&mut Context::from_waker(Waker::noop())) {
+    match pin!(rules.look_up(ask, request.headers())).poll(&mut Context::from_waker(Waker::noop()))
+    {
         Poll::Ready(looked) => looked,
         Poll::Pending => unreachable!("the memory storage never waits"),
     }
@@ -265,9 +267,13 @@ where
             Reuse::Revalidate => Forward::Stale,
             Reuse::Unusable => {
                 let missing = now.found.take().is_none();
-                if missing && now.key == ask.key { Forward::UriMiss }
-                else if missing { Forward::VaryMiss }
-                else { Forward::Bypass }
+                if missing && now.key == ask.key {
+                    Forward::UriMiss
+                } else if missing {
+                    Forward::VaryMiss
+                } else {
+                    Forward::Bypass
+                }
             }
         };
         if ask.wishes.directives.only_if_cached {

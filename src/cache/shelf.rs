@@ -158,7 +158,9 @@ impl Shelf {
         }
         let fetched = self.fetch(primary, max_body).await?;
         let specs = match &fetched.found {
-            Some(Found { stored, .. }) if let Stored::Variants(specs) = &**stored => Specs::from(specs.as_slice()),
+            Some(Found { stored, .. }) if let Stored::Variants(specs) = &**stored => {
+                Specs::from(specs.as_slice())
+            }
             _ => {
                 if remembered.is_some() {
                     self.varying.remove(primary);

@@ -357,11 +357,8 @@ impl Making {
         Self { shared: Arc::clone(shared), identity, keep, looked, leader }
     }
 
-    async fn make<T, E, F, Fut>(
-        mut self,
-        fill: F,
-        reply: channel::Sender<Result<T, FillError<E>>>,
-    ) where
+    async fn make<T, E, F, Fut>(mut self, fill: F, reply: channel::Sender<Result<T, FillError<E>>>)
+    where
         T: Serialize + DeserializeOwned,
         F: FnOnce() -> Fut,
         Fut: Future<Output = Result<T, E>>,

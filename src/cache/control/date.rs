@@ -139,7 +139,8 @@ fn year_of(now: Duration) -> u64 {
 /// To the second but for leap years between, which is exact enough for a rule about half centuries.
 fn fifty_years_after(now: Duration) -> u64 {
     let year = year_of(now);
-    let into_year = now.as_secs().min(LAST_SECOND) - (days_before(year) - days_before(1970)) * 86_400;
+    let into_year =
+        now.as_secs().min(LAST_SECOND) - (days_before(year) - days_before(1970)) * 86_400;
     (days_before(year + 50) - days_before(1970)) * 86_400 + into_year
 }
 

@@ -180,9 +180,7 @@ pub(super) fn delta_seconds(text: &[u8]) -> Option<Duration> {
         return None;
     }
     let seconds = text.iter().try_fold(0u64, |seconds, digit| {
-        digit
-            .is_ascii_digit()
-            .then(|| (seconds * 10 + u64::from(digit - b'0')).min(MOST_SECONDS))
+        digit.is_ascii_digit().then(|| (seconds * 10 + u64::from(digit - b'0')).min(MOST_SECONDS))
     })?;
     Some(Duration::from_secs(seconds))
 }

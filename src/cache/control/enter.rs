@@ -64,7 +64,8 @@ impl Pass {
 /// Whether a method is safe (RFC 9110, section 9.2.1), of those that IANA registers as such. What
 /// nobody knows is not.
 pub(super) fn is_safe(method: &Method) -> bool {
-    method.is_safe() || matches!(method.as_str(), "PROPFIND" | "QUERY" | "REPORT" | "SEARCH" | "PRI")
+    method.is_safe()
+        || matches!(method.as_str(), "PROPFIND" | "QUERY" | "REPORT" | "SEARCH" | "PRI")
 }
 
 /// Whether and how a request may use the cache at all.

@@ -79,8 +79,7 @@ pub(crate) fn freshen(
     let mut merged = stored.clone();
     // The age begins anew, even where the 304 does not say when it was made.
     merged.remove(header::DATE);
-    let updates =
-        || shareable(not_modified, rules).filter(|(name, _)| !describes_content(name));
+    let updates = || shareable(not_modified, rules).filter(|(name, _)| !describes_content(name));
     for (name, _) in updates() {
         merged.remove(name);
     }
@@ -92,7 +91,8 @@ pub(crate) fn freshen(
 }
 
 fn date_if_missing(headers: &mut HeaderMap, now: Duration) {
-    let valid = headers.get(header::DATE).is_some_and(|value| date::parse_value(value, now).is_some());
+    let valid =
+        headers.get(header::DATE).is_some_and(|value| date::parse_value(value, now).is_some());
     if !valid {
         headers.insert(header::DATE, date::value(now));
     }

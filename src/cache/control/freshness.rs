@@ -29,13 +29,9 @@ pub(crate) struct Freshness {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reuse {
     /// As it is. The time to live is negative if the request itself asked for something stale.
-    Fresh {
-        ttl_seconds: i64,
-    },
+    Fresh { ttl_seconds: i64 },
     /// As it is, while something newer is fetched.
-    StaleWhileRevalidate {
-        ttl_seconds: i64,
-    },
+    StaleWhileRevalidate { ttl_seconds: i64 },
     /// After the handler has confirmed it.
     Revalidate,
     /// Not for this request.

@@ -5,7 +5,9 @@ use std::convert::Infallible;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use sfv::{
     BareItemFromInput, Parser,
-    visitor::{EntryVisitor, Ignored, InnerListVisitor, ItemVisitor, ListVisitor, ParameterVisitor},
+    visitor::{
+        EntryVisitor, Ignored, InnerListVisitor, ItemVisitor, ListVisitor, ParameterVisitor,
+    },
 };
 
 use super::{enter::is_safe, invalidation::is_non_error};

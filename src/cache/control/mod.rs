@@ -19,7 +19,7 @@ pub(crate) use self::{
     invalidation::invalidated,
     status::{CacheStatus, Forward, Outcome},
     store::{Refusal, RequestFacts, Storable, revalidated, store},
-    vary::{vary, variant_value},
+    vary::{variant_value, vary},
 };
 
 mod answer;

@@ -135,10 +135,8 @@ pub(crate) fn store(
 
 /// Errors of the server, and of the client but for those that belong to the target itself.
 fn blames_the_moment(status: StatusCode) -> bool {
-    let of_the_target = matches!(
-        status,
-        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::GONE
-    );
+    let of_the_target =
+        matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::GONE);
     status.as_u16() >= 400 && !of_the_target
 }
 
@@ -194,11 +192,7 @@ fn judge(
 }
 
 /// What is never stored, whatever it says about itself.
-fn refuse_by_kind(
-    status: StatusCode,
-    headers: &HeaderMap,
-    rules: &Rules,
-) -> Result<(), Refusal> {
+fn refuse_by_kind(status: StatusCode, headers: &HeaderMap, rules: &Rules) -> Result<(), Refusal> {
     if status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Refusal::Upgrade);
     }
@@ -304,8 +298,8 @@ fn by_http(
         None => (heuristic(headers, date, now), true),
     };
     let window = directives.stale_while_revalidate.or(directives.stale_if_error);
-    let implied = directives.s_maxage.is_some()
-        && !(rules.stale_despite_s_maxage && window.is_some());
+    let implied =
+        directives.s_maxage.is_some() && !(rules.stale_despite_s_maxage && window.is_some());
     let must_revalidate = directives.must_revalidate || directives.proxy_revalidate || implied;
     let never_stale = must_revalidate || directives.no_cache;
     let allowed = |window: Option<Duration>| match window {

@@ -1,0 +1,6 @@
+//! The response cache, as its users see it.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod basics;
