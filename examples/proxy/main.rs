@@ -1,0 +1,87 @@
+//! A caching reverse proxy.
+//!
+//! `cargo run --release --example proxy -- --listen 127.0.0.1:8006 --origin http://127.0.0.1:8000`
+
+mod forward;
+mod options;
+mod serve;
+
+use std::{fmt::Display, process::ExitCode};
+
+use tokio::net::TcpListener;
+use tower::Layer;
+use tower_keep::{
+    MemoryStorage, RateLimitLayer, RedisStorage, Storage, rate_limit::Policy, storage::AnyStorage,
+};
+
+use forward::Forward;
+use options::{Command, Options};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            std::env::var("RUST_LOG").unwrap_or_else(|_| "warn,tower_keep=info".to_owned()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let ended = match options::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Help) => {
+            print!("{}", options::HELP);
+            Ok(())
+        }
+        Ok(Command::Run(options)) => run(options).await,
+        Err(message) => Err(Failure { message, code: 2 }),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { message, code }) => {
+            eprintln!("proxy: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+struct Failure {
+    message: String,
+    code: u8,
+}
+
+fn failure(error: impl Display) -> Failure {
+    Failure { message: error.to_string(), code: 1 }
+}
+
+async fn run(options: Options) -> Result<(), Failure> {
+    let (storage, storage_name) = storage(options.redis.as_deref()).await?;
+    let listener = TcpListener::bind(options.listen)
+        .await
+        .map_err(|error| failure(format!("cannot listen on {}: {error}", options.listen)))?;
+    let address = listener.local_addr().map_err(failure)?;
+    // Before the line that says so: whoever reads it may ask to stop at once.
+    let stop = serve::stop_signal();
+    println!("listening on http://{address} (storage: {storage_name})");
+
+    // The response cache belongs around this service, and inside the limit.
+    let service = Forward::new(options.origin, options.timeout);
+    match options.limit {
+        Some(quota) => {
+            let limit = RateLimitLayer::new(storage, Policy::new("proxy", quota));
+            serve::serve(listener, limit.layer(service), stop).await
+        }
+        None => serve::serve(listener, service, stop).await,
+    }
+    .map_err(failure)
+}
+
+async fn storage(redis: Option<&str>) -> Result<(AnyStorage, &'static str), Failure> {
+    match redis {
+        Some(url) => {
+            let storage = RedisStorage::connect(url).await.map_err(|error| Failure {
+                message: format!("--redis cannot be used: {error}"),
+                code: 2,
+            })?;
+            Ok((storage.erase(), "redis"))
+        }
+        None => Ok((MemoryStorage::new().erase(), "memory")),
+    }
+}
