@@ -25,6 +25,8 @@ pub mod storage;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use bb8_redis;
+#[cfg(feature = "cache")]
+pub use cache::{CacheHandle, CacheLayer};
 pub use head::RequestHead;
 pub use lease::Lease;
 pub use quota::Quota;

@@ -11,7 +11,8 @@ use std::{fmt::Display, process::ExitCode};
 use tokio::net::TcpListener;
 use tower::Layer;
 use tower_keep::{
-    MemoryStorage, RateLimitLayer, RedisStorage, Storage, rate_limit::Policy, storage::AnyStorage,
+    CacheLayer, MemoryStorage, RateLimitLayer, RedisStorage, Storage, cache, rate_limit,
+    storage::AnyStorage,
 };
 
 use forward::Forward;
@@ -61,11 +62,12 @@ async fn run(options: Options) -> Result<(), Failure> {
     let stop = serve::stop_signal();
     println!("listening on http://{address} (storage: {storage_name})");
 
-    // The response cache belongs around this service, and inside the limit.
-    let service = Forward::new(options.origin, options.timeout);
+    // Around what forwards, and inside the limit: also what the cache answers counts.
+    let cache = CacheLayer::new(storage.clone(), cache::Policy::http());
+    let service = cache.layer(Forward::new(options.origin, options.timeout));
     match options.limit {
         Some(quota) => {
-            let limit = RateLimitLayer::new(storage, Policy::new("proxy", quota));
+            let limit = RateLimitLayer::new(storage, rate_limit::Policy::new("proxy", quota));
             serve::serve(listener, limit.layer(service), stop).await
         }
         None => serve::serve(listener, service, stop).await,

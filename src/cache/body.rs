@@ -49,33 +49,34 @@ pub(super) enum Piece<R: Body> {
     Rest(Pin<Box<R>>),
 }
 
-/// Why a body could not be read to its end.
+/// Why a body could not be read to its end: the handler's body failed, or the task that read it has
+/// ended before it.
+///
+/// The [source](std::error::Error::source) is the error of the handler's body.
 #[derive(Debug)]
-#[non_exhaustive]
-pub enum BodyError<E> {
-    /// The handler's body failed.
-    Inner(E),
-    /// The task that read the handler's body has ended before the body.
-    Interrupted,
+pub struct BodyError {
+    source: Option<BoxError>,
 }
 
-impl<E: fmt::Display> fmt::Display for BodyError<E> {
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Inner(error) => error.fmt(f),
-            Self::Interrupted => f.write_str("the body ended before it was complete"),
-        }
+        f.write_str(match self.source {
+            Some(_) => "the body failed",
+            None => "the body ended before it was complete",
+        })
     }
 }
 
-impl<E: std::error::Error + 'static> std::error::Error for BodyError<E> {
+impl std::error::Error for BodyError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            // Display shows the error itself.
-            Self::Inner(error) => error.source(),
-            Self::Interrupted => None,
-        }
+        self.source.as_ref().map(|source| &**source as _)
     }
+}
+
+fn failed(error: impl Into<BoxError>) -> BodyError {
+    BodyError { source: Some(error.into()) }
 }
 
 impl<R: Body> ResponseBody<R> {
@@ -92,9 +93,13 @@ impl<R: Body> ResponseBody<R> {
     }
 }
 
-impl<R: Body> Body for ResponseBody<R> {
+impl<R> Body for ResponseBody<R>
+where
+    R: Body,
+    R::Error: Into<BoxError>,
+{
     type Data = Bytes;
-    type Error = BodyError<R::Error>;
+    type Error = BodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
@@ -125,10 +130,8 @@ impl<R: Body> Body for ResponseBody<R> {
                     }
                     Some(Piece::Rest(body)) => (State::Rest { body }, None),
                     Some(Piece::End) => (State::Ended, Some(None)),
-                    Some(Piece::Failed(error)) => {
-                        (State::Ended, Some(Some(Err(BodyError::Inner(error)))))
-                    }
-                    None => (State::Ended, Some(Some(Err(BodyError::Interrupted)))),
+                    Some(Piece::Failed(error)) => (State::Ended, Some(Some(Err(failed(error))))),
+                    None => (State::Ended, Some(Some(Err(BodyError { source: None })))),
                 },
                 StateProj::Ended => return Poll::Ready(None),
             };
@@ -168,8 +171,10 @@ impl<R: Body> fmt::Debug for ResponseBody<R> {
     }
 }
 
-fn outer_frame<D: Buf, E>(frame: Result<Frame<D>, E>) -> Result<Frame<Bytes>, BodyError<E>> {
-    frame.map(|frame| frame.map_data(into_bytes)).map_err(BodyError::Inner)
+fn outer_frame<D: Buf, E: Into<BoxError>>(
+    frame: Result<Frame<D>, E>,
+) -> Result<Frame<Bytes>, BodyError> {
+    frame.map(|frame| frame.map_data(into_bytes)).map_err(failed)
 }
 
 /// Without copying, if it is `Bytes` already.
