@@ -6,6 +6,8 @@
 
 mod query;
 mod strip;
+#[cfg(test)]
+mod tests;
 
 use std::{fmt, sync::Arc};
 

@@ -45,10 +45,14 @@ pub(super) fn expand(coding: u8, stored: Bytes, len: usize) -> Result<Bytes, Dec
         PLAIN if stored.len() == len => Ok(stored),
         PLAIN => Err(DecodeError::Damaged),
         #[cfg(feature = "zstd")]
-        ZSTD => match zstd::bulk::decompress(&stored, len) {
-            Ok(body) if body.len() == len => Ok(body.into()),
-            _ => Err(DecodeError::Damaged),
-        },
+        ZSTD => {
+            let mut body = Vec::new();
+            body.try_reserve_exact(len).map_err(|_| DecodeError::TooLarge)?;
+            zstd::bulk::Decompressor::new()
+                .and_then(|mut zstd| zstd.decompress_to_buffer(&stored, &mut body))
+                .map_err(|_| DecodeError::Damaged)?;
+            if body.len() == len { Ok(body.into()) } else { Err(DecodeError::Damaged) }
+        }
         _ => Err(DecodeError::OtherVersion),
     }
 }
