@@ -202,7 +202,7 @@ fn a_resource_is_what_the_key_has_of_a_target() {
 
 #[test]
 fn who_asks_for_a_principal_gets_no_key_without_one() {
-    let principal = part(|head| head.headers().get("x-user").map(|user| Identity::new(user)));
+    let principal = part(|head| head.headers().get("x-user").map(Identity::new));
     let rule = KeyRule { principal: Some(principal), ..KeyRule::default() };
     assert_eq!(key_of(&rule, "/me", &[]), None);
     let key = |user: &[u8]| key_of(&rule, "/me", &[("x-user", user)]).unwrap();
