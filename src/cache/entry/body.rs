@@ -24,17 +24,18 @@ pub(crate) struct Compression {
 pub(crate) enum Compression {}
 
 /// The compressed body and its coding, if that is shorter.
+#[cfg(feature = "zstd")]
 pub(super) fn compress(body: &[u8], compression: Option<Compression>) -> Option<(u8, Vec<u8>)> {
-    #[cfg(feature = "zstd")]
-    {
-        let Compression { level, minimum } = compression?;
-        if body.len() < minimum {
-            return None;
-        }
-        let compressed = zstd::bulk::compress(body, level).ok()?;
-        (compressed.len() < body.len()).then_some((ZSTD, compressed))
+    let Compression { level, minimum } = compression?;
+    if body.len() < minimum {
+        return None;
     }
-    #[cfg(not(feature = "zstd"))]
+    let compressed = zstd::bulk::compress(body, level).ok()?;
+    (compressed.len() < body.len()).then_some((ZSTD, compressed))
+}
+
+#[cfg(not(feature = "zstd"))]
+pub(super) fn compress(_: &[u8], compression: Option<Compression>) -> Option<(u8, Vec<u8>)> {
     match compression? {}
 }
 
