@@ -6,6 +6,8 @@
 
 mod query;
 mod strip;
+#[cfg(test)]
+mod tests;
 
 use std::{fmt, sync::Arc};
 
@@ -187,11 +189,17 @@ impl Part {
     }
 
     /// Room for that many bytes more.
+    #[inline]
     fn grow(&mut self, more: usize) -> &mut [u8] {
         if self.long.is_empty() && self.len + more <= ON_STACK {
             self.len += more;
             return &mut self.short[self.len - more..self.len];
         }
+        self.grow_beyond(more)
+    }
+
+    #[cold]
+    fn grow_beyond(&mut self, more: usize) -> &mut [u8] {
         if self.long.is_empty() {
             self.long.reserve(2 * (self.len + more));
             self.long.extend_from_slice(&self.short[..self.len]);

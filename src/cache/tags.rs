@@ -387,3 +387,182 @@ pub(crate) mod stored {
         Tag::new(bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ODD: [&[u8]; 12] = [
+        b"product:42",
+        b"*",
+        b"{x}",
+        b"with space",
+        b"a\0b",
+        b"a\r\nX-Evil: 1",
+        b"a,b",
+        b"a",
+        "\u{430}".as_bytes(),
+        b"\xff",
+        b"a\tb",
+        b"\"a\"",
+    ];
+
+    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    fn collect(tags: &[&[u8]]) -> Result<TagList, TagError> {
+        TagRule::default().collect(Some(&CacheTags::new(tags)), &HeaderMap::new(), [])
+    }
+
+    fn names(tags: &TagList) -> Vec<&[u8]> {
+        tags.iter().collect()
+    }
+
+    #[test]
+    fn tags_are_gathered_from_everywhere_and_each_is_there_once() {
+        let own = CacheTags::new(["a", "b", "a"]).and(b"c");
+        let fields = headers(&[
+            ("surrogate-key", " d  b\te "),
+            ("surrogate-key", "f"),
+            ("cache-tag", "g, ,h i,,a"),
+            ("edge-cache-tag", "j"),
+            ("xkey", "k d"),
+            ("x-other", "l"),
+        ]);
+        let route: [&[u8]; 2] = [b"route", b"a"];
+        let tags = TagRule::default().collect(Some(&own), &fields, route).unwrap();
+        let expected: [&[u8]; 12] =
+            [b"a", b"b", b"c", b"route", b"d", b"e", b"f", b"g", b"h i", b"j", b"k", b"l"];
+        assert_eq!(names(&tags), expected[..11]);
+        let deaf = TagRule { read_headers: false, ..TagRule::default() };
+        let tags = deaf.collect(None, &fields, []).unwrap();
+        assert!(tags.is_empty());
+    }
+
+    #[test]
+    fn any_bytes_are_a_tag() {
+        assert_eq!(names(&collect(&ODD).unwrap()), ODD);
+        assert_ne!(collect(&[b"a:b", b"c"]), collect(&[b"a", b"b:c"]));
+        assert_ne!(collect(&[b"ab"]), collect(&[b"a", b"b"]));
+    }
+
+    #[test]
+    fn a_tag_too_many_is_an_outcome_and_not_a_tag_less() {
+        let many: Vec<_> = (0..129).map(|n: u32| n.to_be_bytes()).collect();
+        let many: Vec<_> = many.iter().map(|tag| &tag[..]).collect();
+        assert_eq!(names(&collect(&many[..128]).unwrap()).len(), 128);
+        assert_eq!(collect(&many), Err(TagError::TooMany));
+        assert_eq!(collect(&[&b"a"[..]; 1_000]), collect(&[b"a"]));
+
+        let long = [b'x'; 10_000];
+        assert!(collect(&[&long[..1_024]]).is_ok());
+        assert_eq!(collect(&[&long[..1_025]]), Err(TagError::TooLong));
+        assert_eq!(collect(&[&long]), Err(TagError::TooLong));
+        assert_eq!(collect(&[b"a", b""]), Err(TagError::Empty));
+
+        let heavy: Vec<_> = (0..17_u8).map(|n| [n; 1_024]).collect();
+        let heavy: Vec<_> = heavy.iter().map(|tag| &tag[..]).collect();
+        assert!(collect(&heavy[..16]).is_ok());
+        assert_eq!(collect(&heavy), Err(TagError::TooMany));
+    }
+
+    #[test]
+    fn limits_are_of_header_fields_too() {
+        let line = (0..129).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
+        let mut fields = HeaderMap::new();
+        fields.insert(SURROGATE_KEY, line.try_into().unwrap());
+        let tags = TagRule::default().collect(None, &fields, []);
+        assert_eq!(tags, Err(TagError::TooMany));
+    }
+
+    #[test]
+    fn a_list_is_read_as_it_was_written_and_nothing_else_is() {
+        let list = collect(&ODD).unwrap();
+        assert_eq!(TagList::decode(list.encoded().clone()), Some(list.clone()));
+        for length in 1..list.encoded().len() {
+            if let Some(shorter) = TagList::decode(list.encoded().slice(..length)) {
+                assert!(names(&list).starts_with(&names(&shorter)));
+            }
+        }
+        assert_eq!(TagList::decode(Bytes::from_static(b"\0")), None);
+        assert_eq!(TagList::decode(Bytes::from_static(b"\xff\xff\0")), None);
+    }
+
+    fn forwarded(forwarding: TagForwarding, tags: &[&[u8]]) -> HeaderMap {
+        let mut fields = headers(&[
+            ("surrogate-key", "old"),
+            ("cache-tag", "old"),
+            ("cache-tag", "older"),
+            ("edge-cache-tag", "old"),
+            ("xkey", "old"),
+            ("etag", "\"x\""),
+        ]);
+        let rule = TagRule { forwarding, ..TagRule::default() };
+        rule.forward(&mut fields, &collect(tags).unwrap());
+        fields
+    }
+
+    #[test]
+    fn tags_do_not_leave_unless_they_are_forwarded() {
+        let stripped = forwarded(TagForwarding::default(), &[b"a"]);
+        assert_eq!(stripped, headers(&[("etag", "\"x\"")]));
+        assert_eq!(forwarded(TagForwarding::AsReceived, &[b"a"]).len(), 6);
+    }
+
+    #[test]
+    fn tags_that_do_not_fit_a_field_are_left_out_of_it() {
+        let etag = ("etag", "\"x\"");
+        let line = "product:42 * {x} a,b a \"a\"";
+        let fastly = forwarded(TagForwarding::SurrogateKey, &ODD);
+        assert_eq!(fastly, headers(&[etag, ("surrogate-key", line)]));
+        let line = "product:42,*,{x},a,\"a\"";
+        let cloudflare = forwarded(TagForwarding::CacheTag, &ODD);
+        assert_eq!(cloudflare, headers(&[etag, ("cache-tag", line)]));
+        assert_eq!(forwarded(TagForwarding::CacheTag, &[b"a b"]), headers(&[etag]));
+        assert_eq!(forwarded(TagForwarding::CacheTag, &[]), headers(&[etag]));
+    }
+
+    #[test]
+    fn tags_of_different_kinds_never_meet() {
+        use stored::{group, host, own, route, uri};
+        let all = [
+            own(b"a"),
+            own(b"ua"),
+            group(b"", b"a"),
+            group(b"a", b""),
+            group(b"h", b"a"),
+            uri(b"a"),
+            host(b"a"),
+            route(b"a"),
+            own(b"gh"),
+            group(b"ha", b""),
+        ];
+        for (i, a) in all.iter().enumerate() {
+            assert_eq!(all.iter().position(|b| a == b), Some(i));
+        }
+        for tag in ODD {
+            assert_eq!(&own(tag).as_bytes()[1..], tag);
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_tag() {
+        let tags = CacheTags::new(["secret"]);
+        assert_eq!(format!("{tags:?} {:?}", collect(&[b"secret"])), "CacheTags(1) Ok(TagList(1))");
+    }
+
+    #[cfg(feature = "axum")]
+    #[test]
+    fn a_handler_returns_tags_before_the_body() {
+        use axum_core::response::IntoResponse;
+        let response = (CacheTags::new(["a"]), CacheTags::new(["b"]), "a teapot").into_response();
+        let tags = response.extensions().get::<CacheTags>();
+        let both: CacheTags = ["a", "b"].into_iter().collect();
+        assert_eq!(tags, Some(&both));
+    }
+}

@@ -111,29 +111,34 @@ impl Bytes {
         Self::Inline { len: 3 + N as u8, bytes }
     }
 
-    fn push(self, more: &[u8]) -> Self {
-        match self {
-            Self::Inline { len, mut bytes } if usize::from(len) + more.len() <= INLINE => {
-                let start = usize::from(len);
-                bytes[start..start + more.len()].copy_from_slice(more);
-                // Cannot wrap: the sum is at most INLINE.
-                Self::Inline { len: (start + more.len()) as u8, bytes }
+    fn push(mut self, head: &[u8], part: &[u8]) -> Self {
+        let old = self.as_slice().len();
+        let len = old + head.len() + part.len();
+        if let Self::Inline { len: inline, bytes } = &mut self
+            && let Some(room) = bytes.get_mut(old..len)
+        {
+            fill(room, head, part);
+            *inline = len as u8; // at most INLINE
+            return self;
+        }
+        // By way of the stack, for what is shared is made in one allocation from a slice.
+        let mut room = [0; INLINE + LONGEST_PART];
+        match room.get_mut(..len) {
+            Some(whole) => {
+                let (start, rest) = whole.split_at_mut(old);
+                start.copy_from_slice(self.as_slice());
+                fill(rest, head, part);
+                Self::Shared((&*whole).into())
             }
-            other => {
-                let old = other.as_slice();
-                // By way of the stack, for what is shared is made in one allocation from a slice.
-                let mut room = [0; INLINE + LONGEST_PART];
-                match room.get_mut(..old.len() + more.len()) {
-                    Some(both) => {
-                        both[..old.len()].copy_from_slice(old);
-                        both[old.len()..].copy_from_slice(more);
-                        Self::Shared((&*both).into())
-                    }
-                    None => Self::Shared([old, more].concat().into()),
-                }
-            }
+            None => Self::Shared([self.as_slice(), head, part].concat().into()),
         }
     }
+}
+
+fn fill(room: &mut [u8], head: &[u8], part: &[u8]) {
+    let (start, end) = room.split_at_mut(head.len());
+    start.copy_from_slice(head);
+    end.copy_from_slice(part);
 }
 
 impl PartialEq for Bytes {
@@ -173,10 +178,10 @@ impl Identity {
         // kind, length, bytes: no two lists of parts have the same encoding.
         if part.len() > LONGEST_PART {
             let digest = Sha256::digest(part);
-            self.bytes = self.bytes.push(&[kind.to_ascii_uppercase(), 32]).push(&digest);
+            self.bytes = self.bytes.push(&[kind.to_ascii_uppercase(), 32], &digest);
         } else {
             let [high, low] = (part.len() as u16).to_be_bytes();
-            self.bytes = self.bytes.push(&[kind, high, low]).push(part);
+            self.bytes = self.bytes.push(&[kind, high, low], part);
         }
         self
     }

@@ -24,17 +24,18 @@ pub(crate) struct Compression {
 pub(crate) enum Compression {}
 
 /// The compressed body and its coding, if that is shorter.
+#[cfg(feature = "zstd")]
 pub(super) fn compress(body: &[u8], compression: Option<Compression>) -> Option<(u8, Vec<u8>)> {
-    #[cfg(feature = "zstd")]
-    {
-        let Compression { level, minimum } = compression?;
-        if body.len() < minimum {
-            return None;
-        }
-        let compressed = zstd::bulk::compress(body, level).ok()?;
-        (compressed.len() < body.len()).then_some((ZSTD, compressed))
+    let Compression { level, minimum } = compression?;
+    if body.len() < minimum {
+        return None;
     }
-    #[cfg(not(feature = "zstd"))]
+    let compressed = zstd::bulk::compress(body, level).ok()?;
+    (compressed.len() < body.len()).then_some((ZSTD, compressed))
+}
+
+#[cfg(not(feature = "zstd"))]
+pub(super) fn compress(_: &[u8], compression: Option<Compression>) -> Option<(u8, Vec<u8>)> {
     match compression? {}
 }
 
@@ -45,10 +46,14 @@ pub(super) fn expand(coding: u8, stored: Bytes, len: usize) -> Result<Bytes, Dec
         PLAIN if stored.len() == len => Ok(stored),
         PLAIN => Err(DecodeError::Damaged),
         #[cfg(feature = "zstd")]
-        ZSTD => match zstd::bulk::decompress(&stored, len) {
-            Ok(body) if body.len() == len => Ok(body.into()),
-            _ => Err(DecodeError::Damaged),
-        },
+        ZSTD => {
+            let mut body = Vec::new();
+            body.try_reserve_exact(len).map_err(|_| DecodeError::TooLarge)?;
+            zstd::bulk::Decompressor::new()
+                .and_then(|mut zstd| zstd.decompress_to_buffer(&stored, &mut body))
+                .map_err(|_| DecodeError::Damaged)?;
+            if body.len() == len { Ok(body.into()) } else { Err(DecodeError::Damaged) }
+        }
         _ => Err(DecodeError::OtherVersion),
     }
 }

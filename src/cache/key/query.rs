@@ -81,16 +81,14 @@ mod tests {
         for (query, sorted) in [
             ("b=2&a=1", "a=1&b=2"),
             ("b=1&a=2&b=0&a=1", "a=2&a=1&b=1&b=0"),
-            ("a=1;c=3&a", "a&a=1;c=3"),
+            ("b&a=1;c=3&a", "a=1;c=3&a&b"),
             ("ab=1&a=2", "a=2&ab=1"),
             ("%61=1&a=2", "%61=1&a=2"),
             ("b&&a=", "&a=&b"),
             ("a==&a", "a==&a"),
             ("", ""),
         ] {
-            let expected =
-                if query == "a=1;c=3&a" { "a=1;c=3&a".to_owned() } else { sorted.to_owned() };
-            assert_eq!(apply(&Query::Sorted, query), Some(expected), "{query}");
+            assert_eq!(apply(&Query::Sorted, query).as_deref(), Some(sorted), "{query}");
         }
         assert_eq!(Query::Sorted.apply(None), None);
     }
