@@ -92,6 +92,10 @@ impl Demo {
         self.send(Method::POST, "/api/otp", &[("content-type", "application/json")], body).await
     }
 
+    async fn change_price(&self, path: &str, body: &str) -> Response<Bytes> {
+        self.send(Method::PUT, path, &[("content-type", "application/json")], body).await
+    }
+
     /// Asks it to stop and returns how long that took.
     fn stop(mut self, signal: &str) -> Duration {
         let start = Instant::now();
@@ -112,6 +116,37 @@ impl Drop for Demo {
 
 fn json(response: &Response<Bytes>) -> Value {
     serde_json::from_slice(response.body()).unwrap()
+}
+
+async fn products(demo: &Demo) {
+    let path = "/api/products/1";
+    let first = json(&demo.get(path, &[]).await);
+    assert_eq!((&first["id"], &first["name"]), (&1.into(), &"lantern".into()));
+    let again = demo.get(path, &[("cookie", "theme=dark")]).await;
+    assert_eq!(json(&again), first, "the handler has not run again");
+    assert!(again.headers().contains_key("age"));
+    let condition = [("if-none-match", again.headers()["etag"].to_str().unwrap())];
+    assert_eq!(demo.get(path, &condition).await.status(), StatusCode::NOT_MODIFIED);
+    let list = json(&demo.get("/api/products", &[]).await);
+    assert_eq!(list["products"].as_array().unwrap().len(), 3);
+
+    for price in 1..6_u64 {
+        let changed = demo.change_price(path, &format!("{{\"price\": {price}}}")).await;
+        assert_eq!(changed.status(), StatusCode::OK);
+        let read = json(&demo.get(path, &[]).await);
+        assert_eq!(read["price"], price, "a read after a write is never older");
+        let list = json(&demo.get("/api/products", &[]).await);
+        assert_eq!(list["products"][0]["price"], price);
+    }
+    assert_eq!(demo.change_price(path, "five").await.status(), StatusCode::BAD_REQUEST);
+
+    for missing in ["0", "4", "x", "18446744073709551616"] {
+        let path = format!("/api/products/{missing}");
+        assert_eq!(demo.get(&path, &[]).await.status(), StatusCode::NOT_FOUND);
+        assert!(demo.get(&path, &[]).await.headers().contains_key("age"), "{path} is cached");
+        let changed = demo.change_price(&path, "{\"price\": 1}").await;
+        assert_eq!(changed.status(), StatusCode::NOT_FOUND);
+    }
 }
 
 async fn the_routes_answer_as_documented(demo: &Demo) {
@@ -153,6 +188,8 @@ async fn the_routes_answer_as_documented(demo: &Demo) {
     assert!(fourth.headers().contains_key("retry-after"));
     assert_eq!(demo.otp("{\"phone\": \"+49309999999\"}").await.status(), StatusCode::OK);
 
+    products(demo).await;
+
     let live = demo.get("/health/live", &[]).await;
     assert_eq!(live.status(), StatusCode::OK);
     let page = demo.get("/", &[]).await;
@@ -175,7 +212,28 @@ async fn on_redis_the_routes_answer_as_documented() {
     the_routes_answer_as_documented(&demo).await;
     let other = Demo::start(&[("REDIS_URL", &server.url())]);
     assert_eq!(other.admitted("/api/ping", &[], 3).await, 0, "two processes share one quota");
+    for price in 1..20_u64 {
+        let (path, body) = ("/api/products/2", format!("{{\"price\": {price}}}"));
+        other.get(path, &[]).await;
+        assert_eq!(demo.change_price(path, &body).await.status(), StatusCode::OK);
+        assert_eq!(json(&other.get(path, &[]).await)["price"], price, "and one cache");
+    }
     assert!(demo.stop("-INT") < Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn a_price_that_was_changed_without_redis_is_never_older_afterwards() {
+    let mut server = RedisServer::start();
+    let demo = Demo::start(&[("REDIS_URL", &server.url())]);
+    let path = "/api/products/3";
+    demo.get(path, &[]).await;
+    server.kill();
+    assert_eq!(demo.change_price(path, "{\"price\": 77}").await.status(), StatusCode::OK);
+    assert_eq!(json(&demo.get(path, &[]).await)["price"], 77, "past the cache");
+    server.restart();
+    for _ in 0..10 {
+        assert_eq!(json(&demo.get(path, &[]).await)["price"], 77);
+    }
 }
 
 #[tokio::test]

@@ -28,6 +28,7 @@ pub(crate) fn app(storage: AnyStorage, address: ClientAddress) -> Router {
         .merge(ping(&storage, &address))
         .merge(search(&storage, &address))
         .merge(otp(&storage))
+        .merge(crate::products::products(&storage))
 }
 
 /// One quota by client address.
@@ -166,7 +167,7 @@ async fn send() -> Result<(), &'static str> {
     Ok(())
 }
 
-fn problem(status: StatusCode, detail: &str) -> Response {
+pub(crate) fn problem(status: StatusCode, detail: &str) -> Response {
     let body = json!({
         "type": "about:blank",
         "title": status.canonical_reason(),
