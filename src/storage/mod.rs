@@ -64,7 +64,8 @@
 //!   record costs cache hits and ends tagged sessions, never correctness.
 //! - The record may forget a tag when every entry that it ended would have expired. It then raises
 //!   the floor to the stamp that it forgot. An entry whose fence is older, because its handler took
-//!   long, may thereby die early, by no more than the time that the handler took.
+//!   long, may thereby die early, by no more than the time that the handler took. Records of ours
+//!   wait a minute longer for handlers.
 //!
 //! ## Failover
 //!

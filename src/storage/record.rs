@@ -9,6 +9,9 @@ pub type TagDigest = [u8; 16];
 
 /// Beyond this many tags the oldest are forgotten early, which costs hits and nothing else.
 const MOST_TAGS: usize = 100_000;
+/// How long a tag is remembered beyond the longest life, in microseconds: what is being made since
+/// before it was invalidated, and for a record that is new what has not been put yet.
+const MAKING: u64 = 60_000_000;
 /// How many tags one invalidation may forget.
 const TRIM_STEP: usize = 4;
 
@@ -101,7 +104,7 @@ impl Record {
         for _ in 0..TRIM_STEP + tags.len() {
             match self.by_age.first() {
                 Some(&(oldest, tag))
-                    if oldest + self.longest < now || self.by_age.len() > MOST_TAGS =>
+                    if oldest + self.longest + MAKING < now || self.by_age.len() > MOST_TAGS =>
                 {
                     self.by_age.pop_first();
                     self.tags.remove(&tag);
@@ -164,7 +167,9 @@ mod tests {
         record.keep_for(100);
         let before = record.fence(0);
         record.invalidate(1_000, &[TAG], Invalidation::Hard);
-        record.invalidate(2_000, &[OTHER], Invalidation::Hard);
+        record.invalidate(1_000 + MAKING, &[OTHER], Invalidation::Hard);
+        assert!(record.admits(&before, &[]), "what is being made meanwhile may still be stored");
+        record.invalidate(1_101 + MAKING, &[OTHER], Invalidation::Hard);
         assert_eq!(record.len(), 1);
         assert!(!record.admits(&before, &[TAG]), "the tag is forgotten, the floor remembers");
     }

@@ -13,6 +13,8 @@ local SMALL = 64
 local MOST = 100000
 -- How many tags a call looks at, beside four times as many as it adds.
 local STEP = 20
+-- Tags are remembered that long beyond the longest life; as in record.rs.
+local MAKING = 60000000
 -- How many go to one command: Lua's stack is small.
 local CHUNK = 500
 
@@ -63,7 +65,7 @@ if known > SMALL then
   local forgotten = {}
   for i = 1, #found do
     local newest = found[i].newest
-    if newest + record.longest >= now and #forgotten >= surplus then break end
+    if newest + record.longest + MAKING >= now and #forgotten >= surplus then break end
     forgotten[#forgotten + 1] = found[i].tag
     if newest > lowest then lowest = newest end
   end

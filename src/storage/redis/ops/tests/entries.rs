@@ -513,12 +513,14 @@ fn a_record_forgets_tags_that_nothing_can_carry_and_raises_its_floor() {
         let many: Vec<_> = (0..2_000).map(tag).collect();
         rig.storage.invalidate(&namespace(), Tags::Any(&many), hard).await.unwrap();
         let young = fence(&rig).await;
-        rig.set_clock(START + us(SECOND)).await;
+        // A minute more, for what was being made.
+        let forgotten = START + us(61 * SECOND);
+        rig.set_clock(forgotten).await;
         rig.storage.invalidate(&namespace(), Tags::Any(&[tag(0)]), hard).await.unwrap();
         let known: usize = rig.run(&[b"HLEN", &name]).await;
         assert_eq!(known, 2_005, "an entry of then may still be alive");
 
-        rig.set_clock(START + us(SECOND) + 1).await;
+        rig.set_clock(forgotten + 1).await;
         for _ in 0..200 {
             rig.storage.invalidate(&namespace(), Tags::Any(&[tag(0)]), hard).await.unwrap();
         }
