@@ -6,7 +6,7 @@ mod forward;
 mod options;
 mod serve;
 
-use std::{fmt::Display, process::ExitCode};
+use std::{fmt::Display, process::ExitCode, time::Duration};
 
 use tokio::net::TcpListener;
 use tower::Layer;
@@ -43,6 +43,9 @@ async fn main() -> ExitCode {
     }
 }
 
+/// How long an answer is given after its end while the origin is gone, unless it forbids that.
+const STALE_IF_UNREACHABLE: Duration = Duration::from_secs(3_600);
+
 struct Failure {
     message: String,
     code: u8,
@@ -63,7 +66,8 @@ async fn run(options: Options) -> Result<(), Failure> {
     println!("listening on http://{address} (storage: {storage_name})");
 
     // Around what forwards, and inside the limit: also what the cache answers counts.
-    let cache = CacheLayer::new(storage.clone(), cache::Policy::http());
+    let http = cache::Policy::http().with_stale_if_unreachable(STALE_IF_UNREACHABLE);
+    let cache = CacheLayer::new(storage.clone(), http);
     let service = cache.layer(Forward::new(options.origin, options.timeout));
     match options.limit {
         Some(quota) => {

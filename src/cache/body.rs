@@ -159,7 +159,7 @@ where
             State::Whole { bytes } => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            State::Live { left, .. } => left.clone(),
+            State::Live { left, .. } => *left,
             State::Ended => SizeHint::with_exact(0),
         }
     }

@@ -163,7 +163,7 @@ impl Fill {
             Err(_) => Some(None),
         };
         if let Some(status) = failed
-            && let Some(stale) = self.stale_instead_of_error()
+            && let Some(stale) = self.stale_instead_of_error(status)
         {
             return self.give_stale(stale, status, &client, reply);
         }
@@ -238,7 +238,9 @@ impl Fill {
         let facts = RequestFacts::new(head, &policy.rules);
         let mark = head.extensions().get::<SessionMark>().cloned();
         request.extensions_mut().insert(Inside::of(&self.rules));
-
+        if let Some(target) = policy.key.query.kept(request.uri()) {
+            *request.uri_mut() = target;
+        }
         let client = request.headers().clone();
         let headers = request.headers_mut();
         if policy.rules.output.is_some() {
@@ -509,10 +511,13 @@ impl Fill {
     }
 
     /// What is stored, if it may be given instead of an error.
-    fn stale_instead_of_error(&self) -> Option<Found> {
+    fn stale_instead_of_error(&self, status: Option<StatusCode>) -> Option<Found> {
         let found = self.looked.found.as_ref()?;
-        let response = found.response()?;
-        response.freshness.may_serve_on_error(found.resident()).then(|| found.clone())
+        let (freshness, resident) = (&found.response()?.freshness, found.resident());
+        let unreachable = status.is_none_or(|status| matches!(status.as_u16(), 502 | 504));
+        let may = freshness.may_serve_on_error(resident)
+            || unreachable && freshness.may_serve_unreachable(resident, &self.rules.policy.rules);
+        may.then(|| found.clone())
     }
 
     fn give_stale<R: Body, E>(

@@ -269,6 +269,15 @@ impl Policy {
         self
     }
 
+    /// For this long after its end an answer is given where the service gives none at all: it fails
+    /// with an error, or a gateway says so with 502 or 504 (RFC 9111 §4.2.4). Not those that forbid
+    /// it, by `must-revalidate` and the like. Default: none.
+    #[must_use]
+    pub fn with_stale_if_unreachable(mut self, window: Duration) -> Self {
+        self.rules.stale_if_unreachable = window;
+        self
+    }
+
     /// HTTP mode: the name of the targeted field (RFC 9213) that speaks to this cache alone, before
     /// `CDN-Cache-Control`. It is removed from responses. Default: `tower-keep-cache-control`.
     ///

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Request, Response, StatusCode, Uri, header};
+use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body::Body;
 use tokio::time::{Instant, timeout};
 use tower_service::Service;

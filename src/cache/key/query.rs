@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use http::Uri;
+
 /// How much of a URI's query tells resources apart.
 ///
 /// Queries are taken as the bytes that were sent: nothing is decoded, and pairs are split at `&`
@@ -10,8 +12,9 @@ use std::borrow::Cow;
 ///
 /// # Security
 ///
-/// Whatever the rule leaves out must not change the answer. A handler that reads a parameter which
-/// is not part of the key lets one client decide what all others get.
+/// What the rule leaves out is removed from the request before the handler sees it, so that no client
+/// decides by it what all others get. A handler that reads `axum::extract::OriginalUri` sees all of
+/// the query, and must not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Query {
@@ -56,6 +59,20 @@ impl Query {
             }
             Self::Ignored => None,
         }
+    }
+
+    /// The target without what does not count, for a handler that must not depend on it; none if all
+    /// of it counts.
+    pub(crate) fn kept(&self, target: &Uri) -> Option<Uri> {
+        let kept = self.apply(target.query());
+        if kept.as_deref() == target.query() {
+            return None;
+        }
+        let path = target.path();
+        let kept = kept.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+        let mut parts = target.clone().into_parts();
+        parts.path_and_query = Some(kept.parse().ok()?);
+        Uri::from_parts(parts).ok()
     }
 }
 
@@ -108,6 +125,21 @@ mod tests {
         ] {
             assert_eq!(apply(&rule, query).as_deref(), kept, "{query}");
         }
+    }
+
+    #[test]
+    fn the_handler_sees_what_counts() {
+        let target = |uri: &str| uri.parse::<Uri>().unwrap();
+        let only = Query::Only(vec!["page".into()]);
+        for (uri, kept) in [
+            ("/a?utm=x&page=2", Some("/a?page=2")),
+            ("http://shop.example/a?utm=x", Some("http://shop.example/a")),
+            ("/a?page=2", None),
+            ("/a", None),
+        ] {
+            assert_eq!(only.kept(&target(uri)), kept.map(target), "{uri}");
+        }
+        assert_eq!(Query::Raw.kept(&target("/a?b&a&b")), None);
     }
 
     #[test]
