@@ -83,7 +83,6 @@ impl<S: Storage> StorageDyn for S {
 pub struct AnyStorage {
     storage: Arc<dyn StorageDyn>,
     /// The same storage, if it is this one, for calls that need no future.
-    #[cfg_attr(not(feature = "rate-limit"), expect(dead_code))]
     memory: Option<MemoryStorage>,
     denials: Arc<Denials>,
 }
@@ -104,7 +103,7 @@ impl AnyStorage {
     }
 
     /// Whether every operation is done at its first poll.
-    #[cfg(feature = "rate-limit")]
+    #[cfg(any(feature = "rate-limit", feature = "cache"))]
     pub(crate) fn answers_at_once(&self) -> bool {
         self.memory.is_some()
     }
@@ -197,6 +196,10 @@ impl Drop for ForgetOnDrop<'_> {
 #[deny(clippy::missing_trait_methods)]
 impl Storage for AnyStorage {
     async fn get(&self, key: &Key, get: Get) -> Result<Lookup> {
+        if let Some(memory) = &self.memory {
+            // Without a box.
+            return memory.get(key, get).await;
+        }
         self.storage.get_dyn(key, get).await
     }
 
