@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use bb8_redis::{RedisConnectionManager, bb8};
 
-use self::{lanes::Lanes, script::Scripts};
+use self::{lanes::Lanes, read::SeenTags, script::Scripts};
 use super::{Name, Result, denials::Denials};
 
 mod breaker;
@@ -18,6 +18,7 @@ mod keys;
 mod lanes;
 mod link;
 mod ops;
+mod read;
 mod script;
 mod secret;
 #[cfg(test)]
@@ -76,6 +77,7 @@ struct Inner {
     prefix: Name,
     scripts: &'static Scripts,
     denials: Arc<Denials>,
+    seen: SeenTags,
 }
 
 impl RedisStorage {

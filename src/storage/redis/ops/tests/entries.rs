@@ -366,6 +366,9 @@ fn entries_live_and_die_as_in_the_contract() {
             }
             panic!("{message}\nafter {plan:#?}");
         }
+        // Only lookups without the script begin with a `PING`.
+        let commands = rig.commands().await;
+        assert!(commands["ping"] > commands["evalsha"] / 20, "{commands:?}");
     });
 }
 
@@ -465,7 +468,7 @@ fn values_of_no_bytes_and_of_a_mebibyte_with_many_tags_come_back() {
     block_on(async {
         let rig = Rig::on_server_time().await;
         let fence = fence(&rig).await;
-        let all: Vec<_> = (0..super::super::MOST_TAGS + 1).map(tag).collect();
+        let all: Vec<_> = (0..super::super::super::codec::MOST_TAGS + 1).map(tag).collect();
         for (len, count) in [(0, 0), (0, 16), (1, 17), (1 << 20, 16), (1 << 20, 4_000)] {
             let value: Bytes = (0..len).map(|n: u32| n as u8).collect();
             let put = Put::new(value.clone(), 60 * SECOND)
@@ -651,6 +654,8 @@ fn each_operation_is_one_script_of_few_commands() {
             Put::new(value(), minute).with_max_lifetime(minute).with_fence(fence).with_tags(&tags);
         let hard = Invalidation::Hard;
         let storage = rig.storage.clone();
+        let stranger = rig.another_storage().await;
+        stranger.ping().await.unwrap();
         // The scripts are loaded, and the record is made.
         storage.invalidate(&namespace(), Tags::Any(&[tag(0)]), hard).await.unwrap();
         storage.put(&key(0), filled.clone()).await.unwrap();
@@ -666,14 +671,17 @@ fn each_operation_is_one_script_of_few_commands() {
 
         storage.put(&key(1), Put::new(value(), minute)).await.unwrap();
         expect("put", "evalsha 1, getrange 1, set 1, time 1").await;
-        storage.get(&key(1), Get::new()).await.unwrap();
-        expect("get", "evalsha 1, get 1, time 1").await;
         let version = storage.get(&key(1), Get::new()).await.unwrap().entry.unwrap().version;
-        expect("get", "evalsha 1, get 1, time 1").await;
+        expect("get", "get 1, hmget 1, ping 1, time 1").await;
         storage.get(&key(1), Get::new().with_known(version)).await.unwrap();
-        expect("get of a known version", "evalsha 1, getrange 1, time 1").await;
+        expect("get of a known version", "getrange 1, hmget 1, ping 1, time 1").await;
         storage.get(&key(1), Get::new().with_known(Version::from_u64(1))).await.unwrap();
-        expect("get of another version", "evalsha 1, get 1, getrange 1, time 1").await;
+        let both = "evalsha 1, get 1, getrange 2, hmget 1, ping 1, time 2";
+        expect("get of another version", both).await;
+        stranger.get(&key(1), Get::new()).await.unwrap();
+        expect("get of what this process has not seen", "evalsha 1, get 1, time 1").await;
+        stranger.get(&key(1), Get::new()).await.unwrap();
+        expect("get of what it has seen", "get 1, hmget 1, ping 1, time 1").await;
         storage.get(&key(1), Get::new().with_touch(Touch { ttl: minute, ..touch })).await.unwrap();
         expect("touch that is not due", "evalsha 1, get 1, time 1").await;
         storage.get(&key(1), Get::new().with_touch(touch)).await.unwrap();
@@ -687,7 +695,10 @@ fn each_operation_is_one_script_of_few_commands() {
         storage.put(&key(2), filled).await.unwrap();
         expect("fill", "evalsha 1, getrange 1, hmget 1, pttl 1, set 1, time 1").await;
         storage.get(&key(2), Get::new().with_fence()).await.unwrap();
-        expect("hit with fence", "evalsha 1, get 1, hmget 1, time 1").await;
+        expect("hit with fence", "get 1, hmget 1, ping 1, time 1").await;
+        storage.get(&key(2), Get::new().with_fence().with_known(version)).await.unwrap();
+        let both = "evalsha 1, get 1, getrange 2, hmget 2, ping 1, time 2";
+        expect("hit of another version", both).await;
         storage.invalidate(&namespace(), Tags::Any(&tags), hard).await.unwrap();
         expect("purge", "evalsha 1, hlen 1, hmget 2, hset 2, pttl 1, time 1").await;
     });
