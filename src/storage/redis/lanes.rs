@@ -205,11 +205,14 @@ async fn several(
     commands: &Pipeline,
     connection: &mut MultiplexedConnection,
 ) -> RedisResult<Value> {
-    let mut replies: Vec<RedisResult<Value>> = commands.query_async(connection).await?;
-    let last = replies.pop().map(|last| last.unwrap_or(Value::Nil));
-    let mut values = replies.into_iter().collect::<RedisResult<Vec<_>>>()?;
-    values.extend(last);
-    Ok(Value::Array(values))
+    let mut replies = connection.send_packed_commands(commands, 0, commands.len()).await?;
+    if let Some(last @ Value::ServerError(_)) = replies.last_mut() {
+        *last = Value::Nil;
+    }
+    match replies.iter().position(|reply| matches!(reply, Value::ServerError(_))) {
+        Some(failed) => replies.swap_remove(failed).extract_error(),
+        None => Ok(Value::Array(replies)),
+    }
 }
 
 /// One use of a live connection.
