@@ -1,6 +1,13 @@
 //! The scripts against a naive model of the contract, and clause by clause.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use proptest::{prelude::*, sample::select, strategy::ValueTree, test_runner::TestRunner};
@@ -641,8 +648,71 @@ fn the_record_lives_as_long_as_every_entry_that_it_judges() {
     });
 }
 
+/// Values that a purge has ended, and fences from after it beside values from before: neither is
+/// ever seen, however lookups without the script and the writes of another process interleave.
 #[test]
-fn each_operation_is_one_script_of_few_commands() {
+fn no_lookup_sees_what_was_purged_before_it_nor_a_fence_newer_than_the_value() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut rig = Rig::on_server_time().await;
+        let writer = rig.another_storage().await;
+        let purged = Arc::new(AtomicU64::new(0));
+        let readers: Vec<_> = (0..16)
+            .map(|n| {
+                let (storage, purged) = (rig.storage.clone(), Arc::clone(&purged));
+                tokio::spawn(async move {
+                    let (mut seen, mut known) = (0_u32, None);
+                    loop {
+                        let before = purged.load(SeqCst);
+                        if before == u64::MAX {
+                            return seen;
+                        }
+                        let mut get = Get::new().with_fence();
+                        get.known = known.filter(|_| n % 3 == 0);
+                        let lookup = storage.get(&key(0), get).await.unwrap();
+                        let Some(entry) = lookup.entry else { continue };
+                        if !entry.unchanged {
+                            let number: [u8; 8] = entry.value[..8].try_into().unwrap();
+                            assert!(u64::from_be_bytes(number) > before, "it was purged");
+                            let stamp: [u8; 8] = entry.value[8..].try_into().unwrap();
+                            let fence = lookup.fence.unwrap().stamp();
+                            assert_eq!(fence, u64::from_be_bytes(stamp), "of another instant");
+                        }
+                        known = Some(entry.version);
+                        seen += 1;
+                    }
+                })
+            })
+            .collect();
+        for n in 1..=300_u64 {
+            let lookup = writer.get(&key(0), Get::new().with_fence()).await.unwrap();
+            let fence = lookup.fence.unwrap();
+            let value = [n.to_be_bytes(), fence.stamp().to_be_bytes()].concat();
+            let tags = [tag(1), tag(2 + n as usize % 2)];
+            let put = Put::new(value.into(), 60 * SECOND)
+                .with_max_lifetime(60 * SECOND)
+                .with_fence(fence)
+                .with_tags(&tags);
+            let outcome = writer.put(&key(0), put).await.unwrap();
+            assert!(matches!(outcome, PutOutcome::Stored(_)), "{outcome:?}");
+            tokio::time::sleep(MS).await;
+            let purge = Tags::Any(&tags[..1]);
+            writer.invalidate(&namespace(), purge, Invalidation::Hard).await.unwrap();
+            purged.store(n, SeqCst);
+        }
+        purged.store(u64::MAX, SeqCst);
+        let mut seen = 0;
+        for reader in readers {
+            seen += reader.await.unwrap();
+        }
+        let commands = rig.commands().await;
+        assert!(seen > 100 && commands["ping"] > 500, "{seen}, {commands:?}");
+    });
+}
+
+#[test]
+fn each_operation_is_one_trip_of_few_commands() {
     block_on(async {
         let mut rig = Rig::on_server_time().await;
         let value = || Bytes::from_static(b"v");
