@@ -149,6 +149,8 @@ async fn everything(storage: &RedisStorage, server: &RedisServer) {
         let PutOutcome::Stored(version) = first else { panic!("{first:?}") };
         let touch = Touch { ttl: 2 * MINUTE, slack: Duration::ZERO };
         storage.get(&key(n), Get::new().with_touch(touch)).await.unwrap();
+        storage.get(&key(n), Get::new()).await.unwrap();
+        storage.get(&key(n), Get::new().with_known(version)).await.unwrap();
         storage.put(&key(n), put().with_condition(When::Absent)).await.unwrap();
         let save = put().with_condition(When::Version(version));
         storage.put(&key(n), save).await.unwrap();

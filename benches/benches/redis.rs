@@ -1,5 +1,5 @@
-//! Decisions per second on Redis, against one `EVALSHA` written by hand on a shared connection:
-//! `cargo bench --bench redis [-- rounds]`.
+//! Decisions per second on Redis, against one `EVALSHA` written by hand on a shared connection, and
+//! lookups of entries, against one `GET`: `cargo bench --bench redis [-- rounds]`.
 //!
 //! It starts a `redis-server` of its own. All contestants take turns, so that what other programs
 //! do meanwhile meets them alike; the figures are medians of the ratios within one round.
@@ -24,13 +24,18 @@ use axum::{
 use http::{Request, Response, StatusCode};
 use redis::{Script, aio::MultiplexedConnection};
 use tower::ServiceExt;
-use tower_keep::{Limiter, Quota, RateLimitLayer, RedisStorage, rate_limit::Policy};
+use tower_keep::{
+    Limiter, Quota, RateLimitLayer, RedisStorage, Storage,
+    rate_limit::Policy,
+    storage::{Fence, Get, Identity, Key, Name, Put, PutOutcome, Tag, Version},
+};
 use tower_keep_benches::{measure::median, request};
 
 const CLIENTS: u64 = 10_000;
 const LIMIT: u32 = 1_000_000_000;
 const MINUTE: Duration = Duration::from_secs(60);
 const TURN: Duration = Duration::from_millis(250);
+const BODY: [u8; 1_024] = [b'x'; 1_024];
 
 /// A sliding window as one would write it in an afternoon: two counts in one string.
 const BY_HAND: &str = r"
@@ -129,6 +134,29 @@ enum Contestant {
     Script(ByHand),
     Check(Limiter),
     Route(Router),
+    /// One plain command.
+    Get(MultiplexedConnection),
+    /// `GET` and what is needed to judge the entry, in one pipeline, and none of it judged.
+    Pipeline(MultiplexedConnection),
+    /// With a fence, and a version that is known or not.
+    Lookup(RedisStorage, bool, Option<Arc<[Version]>>),
+}
+
+/// An entry with three tags and a fence.
+async fn fill(storage: &RedisStorage, fence: Fence, client: u64) -> Version {
+    let tags = ["product:1", "category:2", "page"].map(Tag::new);
+    let put = Put::new(BODY.to_vec().into(), 60 * MINUTE)
+        .with_max_lifetime(60 * MINUTE)
+        .with_fence(fence)
+        .with_tags(&tags);
+    match storage.put(&key(client), put).await {
+        Ok(PutOutcome::Stored(version)) => version,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn key(client: u64) -> Key {
+    Key::new(&Name::new("cache"), &Name::new("page"), Identity::new(client.to_be_bytes()))
 }
 
 impl Contestant {
@@ -145,6 +173,31 @@ impl Contestant {
             Self::Route(router) => {
                 let response = router.clone().oneshot(request(client as u32)).await;
                 assert_eq!(response.expect("no error").status(), StatusCode::OK);
+            }
+            Self::Get(connection) => {
+                let name = format!("get:{client:032}");
+                let value: Vec<u8> =
+                    redis::cmd("GET").arg(name).query_async(connection).await.expect("an answer");
+                assert_eq!(value.len(), BODY.len());
+            }
+            Self::Pipeline(connection) => {
+                let mut commands = redis::Pipeline::with_capacity(3);
+                commands.cmd("TIME").cmd("GET").arg(format!("get:{client:032}")).cmd("HMGET");
+                commands.arg("get:tags").arg(&["g", "l", "f", "m", "1", "2", "3"]);
+                let values: Vec<redis::Value> =
+                    commands.query_async(connection).await.expect("an answer");
+                assert_eq!(values.len(), 3);
+            }
+            Self::Lookup(storage, fence, known) => {
+                let get = if *fence { Get::new().with_fence() } else { Get::new() };
+                let get = match known {
+                    Some(versions) => get.with_known(versions[client as usize]),
+                    None => get,
+                };
+                let lookup = storage.get(&key(client), get).await.expect("an answer");
+                let entry = lookup.entry.expect("an entry");
+                assert_eq!(entry.value.len(), if entry.unchanged { 0 } else { BODY.len() });
+                assert_eq!((entry.unchanged, lookup.fence.is_some()), (known.is_some(), *fence));
             }
         }
     }
@@ -176,15 +229,14 @@ async fn rate(contestant: &Contestant, tasks: u64) -> f64 {
     done.load(Relaxed) as f64 / start.elapsed().as_secs_f64()
 }
 
-/// Microseconds that the server spent in each `EVALSHA` since the last call.
-async fn server_time(connection: &mut MultiplexedConnection) -> f64 {
+/// Microseconds that the server spent in each `EVALSHA` since the last call, if there were any.
+async fn server_time(connection: &mut MultiplexedConnection) -> Option<f64> {
     let statistics: String =
         redis::cmd("INFO").arg("commandstats").query_async(connection).await.expect("statistics");
     let _: () =
         redis::cmd("CONFIG").arg("RESETSTAT").query_async(connection).await.expect("a reset");
     let line = statistics.lines().find(|line| line.starts_with("cmdstat_evalsha:"));
     line.and_then(|line| line.split_once("usec_per_call=")?.1.split(',').next()?.parse().ok())
-        .unwrap_or(f64::NAN)
 }
 
 #[tokio::main(worker_threads = 2)]
@@ -197,13 +249,14 @@ async fn main() {
     let storage = RedisStorage::builder()
         .url(server.url.clone())
         .decision_deadline(Duration::from_secs(5))
+        .entry_deadline(Duration::from_secs(5))
         .build()
         .await
         .expect("a storage");
     let policy = Policy::new("api", Quota::sliding_window(LIMIT, MINUTE));
-    let limiter = Limiter::new(storage, policy);
+    let limiter = Limiter::new(storage.clone(), policy);
     let route = || Router::new().route("/", get(async || "hello"));
-    let contestants = [
+    let decisions = [
         ("EVALSHA by hand", 0, Contestant::Script(by_hand.clone())),
         ("Limiter::check", 0, Contestant::Check(limiter.clone())),
         (
@@ -222,17 +275,50 @@ async fn main() {
         "| | tasks | decisions/s | to the same by hand | to EVALSHA by hand | server, us/script |"
     );
     println!("|---|---|---|---|---|---|");
+    compare(&decisions, rounds, &mut statistics).await;
+
+    let mut plain = server.connect().await;
+    let fence = storage.get(&key(0), Get::new().with_fence()).await.expect("an answer").fence;
+    let fence = fence.expect("a fence");
+    let mut versions = Vec::new();
+    for client in 0..CLIENTS {
+        versions.push(fill(&storage, fence, client).await);
+        let set = redis::cmd("SET").arg(format!("get:{client:032}")).arg(&BODY[..]).clone();
+        let () = set.query_async(&mut plain).await.expect("an answer");
+    }
+    let fields = [("g", "0123456789abcdef"), ("l", "0"), ("f", "0"), ("m", "3600000000")];
+    let () =
+        redis::cmd("HSET").arg("get:tags").arg(&fields).query_async(&mut plain).await.expect("ok");
+    let lookup = |fence, known| Contestant::Lookup(storage.clone(), fence, known);
+    let lookups = [
+        ("GET by hand, 1 KiB", 0, Contestant::Get(plain.clone())),
+        ("TIME, GET, HMGET by hand", 0, Contestant::Pipeline(plain)),
+        ("Storage::get, 3 tags", 1, lookup(false, None)),
+        ("Storage::get, 3 tags and a fence", 1, lookup(true, None)),
+        ("the same of a known version", 1, lookup(true, Some(versions.into()))),
+    ];
+    println!("\n| | tasks | lookups/s | to the pipeline by hand | to GET by hand | |");
+    println!("|---|---|---|---|---|---|");
+    compare(&lookups, rounds, &mut statistics).await;
+}
+
+/// One row for each contestant and number of tasks; beside its name, the one to compare it with.
+async fn compare(
+    contestants: &[(&str, usize, Contestant)],
+    rounds: u32,
+    statistics: &mut MultiplexedConnection,
+) {
     for tasks in [64, 256] {
         let mut rates = vec![Vec::new(); contestants.len()];
         let mut costs = vec![Vec::new(); contestants.len()];
         for round in 0..=rounds {
             for (i, (_, _, contestant)) in contestants.iter().enumerate() {
                 let rate = rate(contestant, tasks).await;
-                let cost = server_time(&mut statistics).await;
+                let cost = server_time(statistics).await;
                 // The first round warms up.
                 if round > 0 {
                     rates[i].push(rate);
-                    costs[i].push(cost);
+                    costs[i].extend(cost);
                 }
             }
         }
@@ -241,9 +327,12 @@ async fn main() {
         };
         for (i, (name, anchor, _)) in contestants.iter().enumerate() {
             let rate = median(rates[i].clone());
-            let (same, script) = (ratio(i, *anchor), ratio(i, 0));
-            let cost = median(costs[i].clone());
-            println!("| {name} | {tasks} | {rate:.0} | {same:.2} | {script:.2} | {cost:.1} |");
+            let (same, first) = (ratio(i, *anchor), ratio(i, 0));
+            let cost = match &costs[i][..] {
+                [] => String::new(),
+                costs => format!("{:.1}", median(costs.to_vec())),
+            };
+            println!("| {name} | {tasks} | {rate:.0} | {same:.2} | {first:.2} | {cost} |");
         }
     }
 }

@@ -23,6 +23,8 @@ const TRIM_STEP: usize = 4;
 pub struct Record {
     generation: u128,
     last: u64,
+    /// The last stamp of a soft invalidation.
+    last_soft: u64,
     floor: u64,
     longest: u64,
     /// Trees, which never stop to rehash.
@@ -49,6 +51,7 @@ impl Record {
         Self {
             generation,
             last: 0,
+            last_soft: 0,
             floor: 0,
             longest: 0,
             tags: BTreeMap::new(),
@@ -66,12 +69,14 @@ impl Record {
     pub fn admits(&self, fence: &Fence, tags: &[TagDigest]) -> bool {
         fence.generation() == self.generation
             && (self.floor..=self.last).contains(&fence.stamp())
-            && !self.any(tags, |stamps| stamps.hard > fence.stamp())
+            // Most often nothing was invalidated since, and no tag need be looked up.
+            && (fence.stamp() == self.last
+                || !self.any(tags, |stamps| stamps.hard > fence.stamp()))
     }
 
     /// Whether an entry with this fence and these tags was invalidated softly.
     pub fn is_stale(&self, fence: &Fence, tags: &[TagDigest]) -> bool {
-        self.any(tags, |stamps| stamps.soft > fence.stamp())
+        self.last_soft > fence.stamp() && self.any(tags, |stamps| stamps.soft > fence.stamp())
     }
 
     fn any(&self, tags: &[TagDigest], holds: impl Fn(&Stamps) -> bool) -> bool {
@@ -92,6 +97,9 @@ impl Record {
     pub fn invalidate(&mut self, now: u64, tags: &[TagDigest], how: Invalidation) {
         let stamp = now.max(self.last + 1);
         self.last = stamp;
+        if how == Invalidation::Soft {
+            self.last_soft = stamp;
+        }
         for tag in tags {
             let stamps = self.tags.entry(*tag).or_default();
             self.by_age.remove(&(stamps.newest(), *tag));

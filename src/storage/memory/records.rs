@@ -1,7 +1,7 @@
 //! The records of invalidated tags, one per namespace.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
@@ -18,7 +18,8 @@ pub(super) struct Records {
     records: RwLock<ByNamespace>,
 }
 
-pub(super) type ByNamespace = HashMap<Name, Record>;
+/// A tree, because namespaces are few: to compare a name costs less than to hash it.
+pub(super) type ByNamespace = BTreeMap<Name, Record>;
 
 /// What ties an entry to the record of its namespace.
 pub(super) struct Birth {

@@ -8,6 +8,7 @@ use redis::{ConnectionInfo, IntoConnectionInfo, io::tcp::TcpSettings};
 use super::{
     Inner, RedisStorage,
     lanes::{Lanes, Settings},
+    read::SeenTags,
     script::Scripts,
     secret::{SHORTEST, Secret},
 };
@@ -209,8 +210,13 @@ impl RedisStorageBuilder {
         };
         #[cfg(not(any(test, feature = "conformance")))]
         let scripts = Scripts::on_server_time();
-        let inner =
-            Inner { lanes: Lanes::new(pool, settings), prefix, scripts, denials: Arc::default() };
+        let inner = Inner {
+            lanes: Lanes::new(pool, settings),
+            prefix,
+            scripts,
+            denials: Arc::default(),
+            seen: SeenTags::new(),
+        };
         Ok(RedisStorage { inner: Arc::new(inner) })
     }
 }

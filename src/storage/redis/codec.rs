@@ -16,7 +16,8 @@ use redis::Value;
 use crate::{
     quota::Algorithm,
     storage::{
-        Charge, Entry, Error, ErrorKind, HashKey, Receipt, Result, Spend, Verdict, Version, When,
+        Charge, Entry, Error, ErrorKind, HashKey, Receipt, Result, Spend, TagDigest, Verdict,
+        Version, When,
     },
 };
 
@@ -150,7 +151,11 @@ fn verdict(reply: &mut Reader<'_>, charge: &Charge<'_>) -> Result<Verdict> {
 
 /// What stands before the value of an entry, and its length without tags.
 const ENTRY: [u8; 2] = *b"e\x01";
-const ENTRY_HEADER: usize = 77;
+pub(super) const ENTRY_HEADER: usize = 77;
+/// As in entry.lua.
+pub(super) const MOST_TAGS: usize = 4_000;
+/// As in prelude.lua: stored numbers from here on are not ours.
+pub(super) const EXACT: u64 = 1 << 53;
 
 /// [`When`] as the scripts know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,7 +211,13 @@ pub(super) fn head_and_entry(reply: Value) -> Result<(Vec<u8>, Option<Vec<u8>>)>
     }
 }
 
-/// The entry of a reply. The script has judged it, and has sent only the header of a `known`
+/// The digests of the tags of an entry that a script has sent whole.
+pub(super) fn tags(stored: &[u8], digest: [u8; 16]) -> Option<&[TagDigest]> {
+    let size = Header::read(stored, digest).ok()?.size();
+    Some(stored.get(ENTRY_HEADER..size)?.as_chunks().0)
+}
+
+/// The entry of a reply. The script has judged it, and has left out the value of a `known`
 /// version; `digest` is that of the key that was asked for.
 pub(super) fn entry(
     status: Status,
@@ -221,34 +232,69 @@ pub(super) fn entry(
         (Status::Live | Status::Stale, Some(stored)) => Bytes::from(stored),
         _ => return Err(corrupt()),
     };
-    let mut header = Reader(&stored);
-    let (magic, _flags) = (header.bytes::<2>()?, header.u8()?);
-    if magic != ENTRY || header.bytes::<16>()? != digest {
+    let header = Header::read(&stored, digest)?;
+    let unchanged = known == Some(header.version);
+    if stored.len() < header.size() {
         return Err(foreign());
     }
-    let [version, written, expires, deadline] = header.u64s()?;
-    let version = Version::from_u64(version);
-    let (_generation, _stamp) = (header.bytes::<16>()?, header.u64()?);
-    let start = ENTRY_HEADER + 16 * usize::from(header.u16()?);
-    let unchanged = known == Some(version);
-    let value = match stored.len() {
-        ENTRY_HEADER if unchanged => Bytes::new(),
-        _ if unchanged => return Err(corrupt()),
-        len if len < start => return Err(foreign()),
-        _ => stored.slice(start..),
-    };
-    // After the clock was set back, what was written in the future was written now.
-    let since_now = |time: u64| Duration::from_micros(time.saturating_sub(now));
-    let mut entry = Entry::new(
-        value,
-        version,
-        Duration::from_micros(now.saturating_sub(written)),
-        since_now(expires),
-    );
-    entry.life_left = (deadline > 0).then(|| since_now(deadline));
-    entry.stale = status == Status::Stale;
-    entry.unchanged = unchanged;
+    let value = stored.slice(header.size()..);
+    if unchanged && !value.is_empty() {
+        return Err(corrupt());
+    }
+    let mut entry = header.entry(value, now);
+    (entry.stale, entry.unchanged) = (status == Status::Stale, unchanged);
     Ok(Some(entry))
+}
+
+/// What stands before the tags of an entry.
+pub(super) struct Header {
+    pub(super) fenced: bool,
+    pub(super) version: Version,
+    pub(super) expires: u64,
+    pub(super) generation: u128,
+    pub(super) stamp: u64,
+    written: u64,
+    deadline: u64,
+    tags: usize,
+}
+
+impl Header {
+    /// As `parse` of entry.lua, but that the tags may be cut off. `digest` is that of the key.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if these bytes are not an entry of this key.
+    pub(super) fn read(stored: &[u8], digest: [u8; 16]) -> Result<Self> {
+        let mut bytes = Reader(stored);
+        let mut read = || {
+            let (magic, flags, owner) = (bytes.bytes::<2>()?, bytes.u8()?, bytes.bytes::<16>()?);
+            let [version, written, expires, deadline] = bytes.u64s()?;
+            let (generation, stamp) = (u128::from_be_bytes(bytes.bytes()?), bytes.u64()?);
+            let tags = usize::from(bytes.u16()?);
+            let exact =
+                [version, written, expires, deadline, stamp].iter().all(|number| *number < EXACT);
+            if magic != ENTRY || owner != digest || flags > 1 || tags > MOST_TAGS || !exact {
+                return Err(foreign());
+            }
+            let (fenced, version) = (flags == 1, Version::from_u64(version));
+            Ok(Self { fenced, version, expires, generation, stamp, written, deadline, tags })
+        };
+        read().map_err(|_: Error| foreign())
+    }
+
+    /// How many bytes there are before the value.
+    pub(super) fn size(&self) -> usize {
+        ENTRY_HEADER + 16 * self.tags
+    }
+
+    pub(super) fn entry(&self, value: Bytes, now: u64) -> Entry {
+        // After the clock was set back, what was written in the future was written now.
+        let since_now = |time: u64| Duration::from_micros(time.saturating_sub(now));
+        let age = Duration::from_micros(now.saturating_sub(self.written));
+        let mut entry = Entry::new(value, self.version, age, since_now(self.expires));
+        entry.life_left = (self.deadline > 0).then(|| since_now(self.deadline));
+        entry
+    }
 }
 
 /// Reads big-endian numbers.

@@ -15,7 +15,10 @@ use std::{
 };
 
 use bb8_redis::{RedisConnectionManager, bb8};
-use redis::{Cmd, ErrorKind as RedisKind, RedisResult, ServerErrorKind, Value, cmd};
+use redis::{
+    Cmd, ErrorKind as RedisKind, Pipeline, RedisResult, ServerErrorKind, Value,
+    aio::MultiplexedConnection, cmd,
+};
 use tokio::time::Instant;
 
 use super::{
@@ -128,8 +131,8 @@ impl Lanes {
     pub(super) async fn ping(&self) -> Result<()> {
         let ticket = self.enter(Class::Decision).await?;
         let lane = ticket.lane(false);
-        let reply = ticket.exchange(lane, &cmd("PING")).await;
-        ticket.settle(reply).map(drop)
+        let reply = ticket.exchange(lane, Message::One(&cmd("PING"))).await;
+        ticket.settle(reply).map(|(_, ticket)| ticket.finish())
     }
 
     #[cfg(test)]
@@ -184,6 +187,34 @@ impl Drop for Permit {
     }
 }
 
+/// What an operation wants to know.
+#[derive(Clone, Copy)]
+enum Ask<'a> {
+    Script(&'a Call),
+    Reads(&'a Pipeline, bool),
+}
+
+/// What goes over a lane in one piece.
+#[derive(Clone, Copy)]
+enum Message<'a> {
+    One(&'a Cmd),
+    Several(&'a Pipeline),
+}
+
+async fn several(
+    commands: &Pipeline,
+    connection: &mut MultiplexedConnection,
+) -> RedisResult<Value> {
+    let mut replies = connection.send_packed_commands(commands, 0, commands.len()).await?;
+    if let Some(last @ Value::ServerError(_)) = replies.last_mut() {
+        *last = Value::Nil;
+    }
+    match replies.iter().position(|reply| matches!(reply, Value::ServerError(_))) {
+        Some(failed) => replies.swap_remove(failed).extract_error(),
+        None => Ok(Value::Array(replies)),
+    }
+}
+
 /// One use of a live connection.
 ///
 /// Dropping it, also while it runs, leaves the connection in order: the reply is discarded when it
@@ -214,10 +245,36 @@ impl Ticket {
     ///
     /// `Timeout` if there was no answer within what was left of the deadline. After any error but
     /// those that are the server's answer, the script may have run.
-    pub(super) async fn run(mut self, call: &Call) -> Result<Value> {
-        let lane = self.lane(call.large);
-        let mut reply = self.evaluate(lane, call).await;
-        if call.repeatable && reply.as_ref().is_err_and(|error| error.is_connection_dropped()) {
+    pub(super) async fn run(self, call: &Call) -> Result<Value> {
+        let (reply, ticket) = self.send(Ask::Script(call)).await?;
+        ticket.finish();
+        Ok(reply)
+    }
+
+    /// Sends commands that write nothing, in one piece, and returns an array of their replies. If
+    /// these are not enough, the ticket runs a script within the same deadline; if they are, it
+    /// wants to be [finished](Self::finish). An error of the last command counts as no reply to it.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub(super) async fn read(self, commands: &Pipeline, large: bool) -> Result<(Value, Self)> {
+        self.send(Ask::Reads(commands, large)).await
+    }
+
+    /// The server has answered, and nothing more is asked of it.
+    pub(super) fn finish(self) {
+        self.permit.succeeded();
+    }
+
+    async fn send(mut self, ask: Ask<'_>) -> Result<(Value, Self)> {
+        let (repeatable, large) = match ask {
+            Ask::Script(call) => (call.repeatable, call.large),
+            Ask::Reads(_, large) => (true, large),
+        };
+        let lane = self.lane(large);
+        let mut reply = self.evaluate(lane, ask).await;
+        if repeatable && reply.as_ref().is_err_and(|error| error.is_connection_dropped()) {
             self.permit.shared.links.drop_link(&self.link, "it was found closed");
             match self
                 .permit
@@ -235,15 +292,21 @@ impl Ticket {
                     return Err(cause.into());
                 }
             }
-            reply = self.evaluate(lane, call).await;
+            reply = self.evaluate(lane, ask).await;
         }
         self.settle(reply)
     }
 
-    async fn evaluate(&self, lane: usize, call: &Call) -> RedisResult<Value> {
-        match self.exchange(lane, &call.by_sha()).await {
+    async fn evaluate(&self, lane: usize, ask: Ask<'_>) -> RedisResult<Value> {
+        let call = match ask {
+            Ask::Script(call) => call,
+            Ask::Reads(commands, _) => {
+                return self.exchange(lane, Message::Several(commands)).await;
+            }
+        };
+        match self.exchange(lane, Message::One(&call.by_sha())).await {
             Err(error) if error.kind() == RedisKind::Server(ServerErrorKind::NoScript) => {
-                self.exchange(lane, &call.by_text()).await
+                self.exchange(lane, Message::One(&call.by_text())).await
             }
             reply => reply,
         }
@@ -258,7 +321,7 @@ impl Ticket {
         }
     }
 
-    async fn exchange(&self, lane: usize, command: &Cmd) -> RedisResult<Value> {
+    async fn exchange(&self, lane: usize, message: Message<'_>) -> RedisResult<Value> {
         let shared = &self.permit.shared;
         let lane = &self.link.lanes[lane];
         let now = Instant::now();
@@ -271,7 +334,10 @@ impl Ticket {
         let mut connection = lane.connection.clone();
         // Also bounds the wait for a place in the connection's queue.
         connection.set_response_timeout(left);
-        let reply = command.query_async(&mut connection).await;
+        let reply = match message {
+            Message::One(command) => command.query_async(&mut connection).await,
+            Message::Several(commands) => several(commands, &mut connection).await,
+        };
         match &reply {
             Err(error) if error.is_timeout() => {
                 if lane.health.timed_out(start, shared.links.now()) {
@@ -284,12 +350,9 @@ impl Ticket {
         reply
     }
 
-    fn settle(self, reply: RedisResult<Value>) -> Result<Value> {
+    fn settle(self, reply: RedisResult<Value>) -> Result<(Value, Self)> {
         let error = match reply {
-            Ok(value) => {
-                self.permit.succeeded();
-                return Ok(value);
-            }
+            Ok(value) => return Ok((value, self)),
             Err(error) => error,
         };
         let cause = error::explain(&error, self.budget);

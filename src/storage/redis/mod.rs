@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use bb8_redis::{RedisConnectionManager, bb8};
 
-use self::{lanes::Lanes, script::Scripts};
+use self::{lanes::Lanes, read::SeenTags, script::Scripts};
 use super::{Name, Result, denials::Denials};
 
 mod breaker;
@@ -18,6 +18,7 @@ mod keys;
 mod lanes;
 mod link;
 mod ops;
+mod read;
 mod script;
 mod secret;
 #[cfg(test)]
@@ -28,7 +29,10 @@ pub use self::builder::RedisStorageBuilder;
 /// State in Redis, shared between processes.
 ///
 /// Clones share one small set of connections. Every operation is one round trip, atomic, and bound
-/// by a deadline; times are the server's, so application servers need not agree on the time.
+/// by a deadline; times are the server's, so application servers need not agree on the time. Only a
+/// lookup may take a second trip: when another process has put the entry with other tags than this
+/// one has seen, when something is invalidated at that very moment, or when the value is wanted after
+/// all because the version that the caller knows is no longer the one. It stays within the deadline.
 ///
 /// Redis 6.2 or later, standalone. Sentinel and Cluster are not supported yet: give the address of
 /// the master, or one that follows it. Each storage holds two connections, one for small commands
@@ -76,6 +80,7 @@ struct Inner {
     prefix: Name,
     scripts: &'static Scripts,
     denials: Arc<Denials>,
+    seen: SeenTags,
 }
 
 impl RedisStorage {

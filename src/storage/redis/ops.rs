@@ -7,7 +7,7 @@ use redis::Value;
 use super::{
     RedisStorage,
     call::Call,
-    codec::{self, Condition, Reader, Status},
+    codec::{self, Condition, MOST_TAGS, Reader, Status},
     keys::Keys,
     lanes::Class,
 };
@@ -19,17 +19,31 @@ use crate::storage::{
 
 /// Bodies above this would hold up the decisions behind them.
 const LARGE: usize = 32 * 1024;
-/// As in entry.lua.
-const MOST_TAGS: usize = 4_000;
 /// Lua's stack is small.
 const MOST_CHARGES: usize = 4_000;
 
 #[deny(clippy::missing_trait_methods)]
 impl Storage for RedisStorage {
     async fn get(&self, key: &Key, get: Get) -> Result<Lookup> {
-        let ticket = self.inner.lanes.enter(Class::Entry).await?;
+        let mut ticket = self.inner.lanes.enter(Class::Entry).await?;
         let (check, epoch) = (codec::new_check(), ticket.epoch());
         let digest = key.digest(ticket.hash_key());
+        let keys = self.entry_keys(key, digest, ticket.hash_key());
+        if let Some(reading) = self.inner.seen.reading(digest, get) {
+            let commands = reading.commands(&self.inner.scripts.clock, &keys[0], &keys[1]);
+            let (reply, again) = ticket.read(&commands, get.large_value).await?;
+            match reading.judge(reply, epoch) {
+                Ok(None) => ticket = again,
+                Ok(Some(lookup)) => {
+                    again.finish();
+                    return Ok(lookup);
+                }
+                Err(error) => {
+                    again.finish();
+                    return Err(error);
+                }
+            }
+        }
         let (touch, slack) =
             get.touch.map_or((0, 0), |touch| (micros(touch.ttl), micros(touch.slack)));
         let mut args = Vec::with_capacity(65);
@@ -42,7 +56,7 @@ impl Storage for RedisStorage {
         args.extend_from_slice(&get.known.map_or(0, Version::as_u64).to_be_bytes());
         let call = Call {
             script: &self.inner.scripts.get,
-            keys: self.entry_keys(key, digest, ticket.hash_key()),
+            keys,
             args: vec![args],
             repeatable: true,
             large: get.large_value,
@@ -58,6 +72,14 @@ impl Storage for RedisStorage {
         head.end()?;
         if fenced != get.fence {
             return Err(codec::corrupt());
+        }
+        match &stored {
+            None => self.inner.seen.note_absent(digest),
+            Some(stored) => {
+                if let Some(tags) = codec::tags(stored, digest) {
+                    self.inner.seen.note(digest, tags);
+                }
+            }
         }
         let mut entry = codec::entry(status, stored, digest, get.known, now)?;
         if let Some(entry) = &mut entry {
@@ -113,6 +135,9 @@ impl Storage for RedisStorage {
         let version = head.u64()?;
         head.end()?;
         if status == Status::Done {
+            if !matches!(condition, Condition::Version) {
+                self.inner.seen.note(digest, &tags);
+            }
             return Ok(PutOutcome::Stored(Version::from_u64(version)));
         }
         Ok(PutOutcome::Conflict(codec::entry(status, stored, digest, None, now)?))

@@ -7,7 +7,7 @@ use super::call::Script;
 const PRELUDE: &str = include_str!("lua/prelude.lua");
 const ENTRY: &str = include_str!("lua/entry.lua");
 
-static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| Scripts::new(PRELUDE));
+static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| Scripts::new(PRELUDE, &["TIME"]));
 
 /// One script for each operation.
 pub(super) struct Scripts {
@@ -16,16 +16,19 @@ pub(super) struct Scripts {
     pub(super) put: Script,
     pub(super) delete: Script,
     pub(super) invalidate: Script,
+    /// The command that tells the time, where no script is needed.
+    pub(super) clock: Vec<String>,
 }
 
 impl Scripts {
-    fn new(prelude: &str) -> Self {
+    fn new(prelude: &str, clock: &[&str]) -> Self {
         Self {
             acquire: Script::new(&[prelude, include_str!("lua/acquire.lua")]),
             get: Script::new(&[prelude, ENTRY, include_str!("lua/get.lua")]),
             put: Script::new(&[prelude, ENTRY, include_str!("lua/put.lua")]),
             delete: Script::new(&[prelude, ENTRY, include_str!("lua/delete.lua")]),
             invalidate: Script::new(&[prelude, ENTRY, include_str!("lua/invalidate.lua")]),
+            clock: clock.iter().map(|word| (*word).to_owned()).collect(),
         }
     }
 
@@ -49,6 +52,6 @@ impl Scripts {
             .replace("redis.call('TIME')", &read)
             .replace("local LINGER = 0", "local LINGER = 600000");
         assert!(prelude.contains(&read) && prelude.contains("LINGER = 600000"));
-        Box::leak(Box::new(Self::new(&prelude)))
+        Box::leak(Box::new(Self::new(&prelude, &["HMGET", clock_key, "s", "us"])))
     }
 }

@@ -4,8 +4,8 @@
 -- KEYS  1: entry   2: record of tags
 -- ARGV  1: check 8, digest of the key 16, touch u64 (0: none), slack u64, fence wanted 1,
 --          generation for a missing record 16, known version u64 (0: none)
--- reply {head} or, if the entry is alive, {head, entry as it was stored}: of a known version only
---       the header, without tags;
+-- reply {head} or, if the entry is alive, {head, entry as it was stored}: of a known version
+--       without its value;
 --       head: check 8, now u64, status 1, expires u64, fence given 1, its generation 16, stamp u64
 
 local now = clock()
@@ -14,7 +14,7 @@ local raw, entry
 if known > 0 then
   entry, raw = parse_head(KEYS[1], digest)
   if entry and entry.version == known then
-    raw = raw:sub(1, HEADER_SIZE)
+    raw = raw:sub(1, HEADER_SIZE + 16 * entry.count)
   elseif entry then
     raw = nil
   end

@@ -1,6 +1,13 @@
 //! The scripts against a naive model of the contract, and clause by clause.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use proptest::{prelude::*, sample::select, strategy::ValueTree, test_runner::TestRunner};
@@ -366,6 +373,9 @@ fn entries_live_and_die_as_in_the_contract() {
             }
             panic!("{message}\nafter {plan:#?}");
         }
+        // Only lookups without the script begin with a `PING`.
+        let commands = rig.commands().await;
+        assert!(commands["ping"] > commands["evalsha"] / 20, "{commands:?}");
     });
 }
 
@@ -465,7 +475,7 @@ fn values_of_no_bytes_and_of_a_mebibyte_with_many_tags_come_back() {
     block_on(async {
         let rig = Rig::on_server_time().await;
         let fence = fence(&rig).await;
-        let all: Vec<_> = (0..super::super::MOST_TAGS + 1).map(tag).collect();
+        let all: Vec<_> = (0..super::super::super::codec::MOST_TAGS + 1).map(tag).collect();
         for (len, count) in [(0, 0), (0, 16), (1, 17), (1 << 20, 16), (1 << 20, 4_000)] {
             let value: Bytes = (0..len).map(|n: u32| n as u8).collect();
             let put = Put::new(value.clone(), 60 * SECOND)
@@ -640,8 +650,71 @@ fn the_record_lives_as_long_as_every_entry_that_it_judges() {
     });
 }
 
+/// Values that a purge has ended, and fences from after it beside values from before: neither is
+/// ever seen, however lookups without the script and the writes of another process interleave.
 #[test]
-fn each_operation_is_one_script_of_few_commands() {
+fn no_lookup_sees_what_was_purged_before_it_nor_a_fence_newer_than_the_value() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut rig = Rig::on_server_time().await;
+        let writer = rig.another_storage().await;
+        let purged = Arc::new(AtomicU64::new(0));
+        let readers: Vec<_> = (0..16)
+            .map(|n| {
+                let (storage, purged) = (rig.storage.clone(), Arc::clone(&purged));
+                tokio::spawn(async move {
+                    let (mut seen, mut known) = (0_u32, None);
+                    loop {
+                        let before = purged.load(SeqCst);
+                        if before == u64::MAX {
+                            return seen;
+                        }
+                        let mut get = Get::new().with_fence();
+                        get.known = known.filter(|_| n % 3 == 0);
+                        let lookup = storage.get(&key(0), get).await.unwrap();
+                        let Some(entry) = lookup.entry else { continue };
+                        if !entry.unchanged {
+                            let number: [u8; 8] = entry.value[..8].try_into().unwrap();
+                            assert!(u64::from_be_bytes(number) > before, "it was purged");
+                            let stamp: [u8; 8] = entry.value[8..].try_into().unwrap();
+                            let fence = lookup.fence.unwrap().stamp();
+                            assert_eq!(fence, u64::from_be_bytes(stamp), "of another instant");
+                        }
+                        known = Some(entry.version);
+                        seen += 1;
+                    }
+                })
+            })
+            .collect();
+        for n in 1..=300_u64 {
+            let lookup = writer.get(&key(0), Get::new().with_fence()).await.unwrap();
+            let fence = lookup.fence.unwrap();
+            let value = [n.to_be_bytes(), fence.stamp().to_be_bytes()].concat();
+            let tags = [tag(1), tag(2 + n as usize % 2)];
+            let put = Put::new(value.into(), 60 * SECOND)
+                .with_max_lifetime(60 * SECOND)
+                .with_fence(fence)
+                .with_tags(&tags);
+            let outcome = writer.put(&key(0), put).await.unwrap();
+            assert!(matches!(outcome, PutOutcome::Stored(_)), "{outcome:?}");
+            tokio::time::sleep(MS).await;
+            let purge = Tags::Any(&tags[..1]);
+            writer.invalidate(&namespace(), purge, Invalidation::Hard).await.unwrap();
+            purged.store(n, SeqCst);
+        }
+        purged.store(u64::MAX, SeqCst);
+        let mut seen = 0;
+        for reader in readers {
+            seen += reader.await.unwrap();
+        }
+        let commands = rig.commands().await;
+        assert!(seen > 100 && commands["ping"] > 500, "{seen}, {commands:?}");
+    });
+}
+
+#[test]
+fn each_operation_is_one_trip_of_few_commands() {
     block_on(async {
         let mut rig = Rig::on_server_time().await;
         let value = || Bytes::from_static(b"v");
@@ -653,6 +726,8 @@ fn each_operation_is_one_script_of_few_commands() {
             Put::new(value(), minute).with_max_lifetime(minute).with_fence(fence).with_tags(&tags);
         let hard = Invalidation::Hard;
         let storage = rig.storage.clone();
+        let stranger = rig.another_storage().await;
+        stranger.ping().await.unwrap();
         // The scripts are loaded, and the record is made.
         storage.invalidate(&namespace(), Tags::Any(&[tag(0)]), hard).await.unwrap();
         storage.put(&key(0), filled.clone()).await.unwrap();
@@ -668,14 +743,17 @@ fn each_operation_is_one_script_of_few_commands() {
 
         storage.put(&key(1), Put::new(value(), minute)).await.unwrap();
         expect("put", "evalsha 1, getrange 1, set 1, time 1").await;
-        storage.get(&key(1), Get::new()).await.unwrap();
-        expect("get", "evalsha 1, get 1, time 1").await;
         let version = storage.get(&key(1), Get::new()).await.unwrap().entry.unwrap().version;
-        expect("get", "evalsha 1, get 1, time 1").await;
+        expect("get", "get 1, hmget 1, ping 1, time 1").await;
         storage.get(&key(1), Get::new().with_known(version)).await.unwrap();
-        expect("get of a known version", "evalsha 1, getrange 1, time 1").await;
+        expect("get of a known version", "getrange 1, hmget 1, ping 1, time 1").await;
         storage.get(&key(1), Get::new().with_known(Version::from_u64(1))).await.unwrap();
-        expect("get of another version", "evalsha 1, get 1, getrange 1, time 1").await;
+        let both = "evalsha 1, get 1, getrange 2, hmget 1, ping 1, time 2";
+        expect("get of another version", both).await;
+        stranger.get(&key(1), Get::new()).await.unwrap();
+        expect("get of what this process has not seen", "evalsha 1, get 1, time 1").await;
+        stranger.get(&key(1), Get::new()).await.unwrap();
+        expect("get of what it has seen", "get 1, hmget 1, ping 1, time 1").await;
         storage.get(&key(1), Get::new().with_touch(Touch { ttl: minute, ..touch })).await.unwrap();
         expect("touch that is not due", "evalsha 1, get 1, time 1").await;
         storage.get(&key(1), Get::new().with_touch(touch)).await.unwrap();
@@ -689,7 +767,10 @@ fn each_operation_is_one_script_of_few_commands() {
         storage.put(&key(2), filled).await.unwrap();
         expect("fill", "evalsha 1, getrange 1, hmget 1, pttl 1, set 1, time 1").await;
         storage.get(&key(2), Get::new().with_fence()).await.unwrap();
-        expect("hit with fence", "evalsha 1, get 1, hmget 1, time 1").await;
+        expect("hit with fence", "get 1, hmget 1, ping 1, time 1").await;
+        storage.get(&key(2), Get::new().with_fence().with_known(version)).await.unwrap();
+        let both = "evalsha 1, get 1, getrange 2, hmget 2, ping 1, time 2";
+        expect("hit of another version", both).await;
         storage.invalidate(&namespace(), Tags::Any(&tags), hard).await.unwrap();
         expect("purge", "evalsha 1, hlen 1, hmget 2, hset 2, pttl 1, time 1").await;
     });

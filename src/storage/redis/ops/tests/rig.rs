@@ -34,18 +34,16 @@ impl Rig {
         rig
     }
 
+    /// Of another process, as it were: it knows the same server and secret, and has seen nothing.
+    pub(super) async fn another_storage(&self) -> RedisStorage {
+        builder(&self.server).build().await.unwrap()
+    }
+
     async fn new(set_up: impl Fn(RedisStorageBuilder) -> RedisStorageBuilder) -> Self {
         let server = RedisServer::start_unix();
         let client = redis::Client::open(server.url()).unwrap();
         let redis = client.get_multiplexed_async_connection().await.unwrap();
-        // Nothing here is about deadlines, and the machine may be busy.
-        let builder = RedisStorage::builder()
-            .url(server.url())
-            .prefix(PREFIX)
-            .secret("a secret for the rig")
-            .decision_deadline(Duration::from_secs(10))
-            .entry_deadline(Duration::from_secs(10));
-        let storage = set_up(builder).build().await.unwrap();
+        let storage = set_up(builder(&server)).build().await.unwrap();
         let ticket = storage.inner.lanes.enter(Class::Entry).await.unwrap();
         let hash_key = ticket.hash_key().clone();
         drop(ticket);
@@ -83,6 +81,16 @@ impl Rig {
     pub(super) fn check_keys(&self) {
         self.server.check_keys(PREFIX);
     }
+}
+
+/// Nothing here is about deadlines, and the machine may be busy.
+fn builder(server: &RedisServer) -> RedisStorageBuilder {
+    RedisStorage::builder()
+        .url(server.url())
+        .prefix(PREFIX)
+        .secret("a secret for the rig")
+        .decision_deadline(Duration::from_secs(10))
+        .entry_deadline(Duration::from_secs(10))
 }
 
 /// Runs a test on a fresh rig.
