@@ -201,7 +201,7 @@ async fn responses() {
     monitor.expect(2, "a revalidation: the lookup and the put").await;
 
     let passed = send(&app, "GET", "/", &[("authorization", "Basic eDp5")]).await;
-    assert_eq!(source(&passed), Source::Passed);
+    assert_eq!(source(&passed), Source::Handler);
     monitor.expect(1, "a request with credentials").await;
 }
 
@@ -250,10 +250,15 @@ async fn values() {
     monitor.expect(1, "a value that is there").await;
     cache.invalidate_key("k").await.unwrap();
     monitor.expect(1, "the purge of a key").await;
-    value(keep.with_lease(MINUTE)).await;
-    let (count, commands) = monitor.count().await;
-    println!("a value that is made under a lease: {count}");
-    assert_eq!(count, 5, "lookup, acquire, lookup, put, release: {commands:?}");
+    // The first brings a script.
+    for _ in 0..2 {
+        monitor.count().await;
+        cache.invalidate_key("k").await.unwrap();
+        value(keep.clone().with_lease(MINUTE)).await;
+    }
+    monitor
+        .expect(6, "a purge, and a value made under a lease: lookup, acquire, lookup, put, release")
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -312,11 +317,12 @@ async fn a_purge_costs_the_same_however_many_entries_carry_the_tag() {
         }
         let alive = async |n| storage.get(&key(n), Get::new()).await.unwrap().entry.is_some();
         assert!(alive(0).await && alive(entries - 1).await);
-        let before = stats(&server);
+        let (before, own) = stats(&server);
         storage.invalidate(&space, Tags::Any(&[tag]), Invalidation::Hard).await.unwrap();
-        let after = stats(&server);
-        let cost: Vec<_> =
-            after.iter().zip(&before).map(|(after, before)| after - before).collect();
+        let (after, _) = stats(&server);
+        let mut cost: Vec<_> =
+            after.iter().zip(before).map(|(after, before)| after - before).collect();
+        cost[2] -= own;
         println!("a purge of {entries} entries: commands, bytes in, bytes out {cost:?}");
         assert!(!alive(0).await && !alive(entries - 1).await);
         if round > 0 {
@@ -327,11 +333,13 @@ async fn a_purge_costs_the_same_however_many_entries_carry_the_tag() {
     assert_eq!(costs[0], costs[1]);
 }
 
-/// All commands, also those of scripts, and the traffic.
-fn stats(server: &RedisServer) -> [u64; 3] {
+/// All commands, also those of scripts, and the traffic; what this answer adds to that of the next.
+fn stats(server: &RedisServer) -> ([u64; 3], u64) {
     let stats = server.ask("INFO stats");
-    ["total_commands_processed", "total_net_input_bytes", "total_net_output_bytes"].map(|name| {
+    let numbers = ["total_commands_processed", "total_net_input_bytes", "total_net_output_bytes"];
+    let numbers = numbers.map(|name| {
         let (_, rest) = stats.split_once(&format!("{name}:")).unwrap();
         rest.split('\r').next().unwrap().parse().unwrap()
-    })
+    });
+    (numbers, stats.len() as u64)
 }
