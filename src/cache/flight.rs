@@ -2,16 +2,35 @@
 
 use std::{
     collections::HashMap,
-    hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    hash::{BuildHasher, Hash, RandomState},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
 };
 
 use tokio::sync::watch;
 
+/// For how many groups of keys it is remembered when a fill has landed last.
+const GROUPS: usize = 1_024;
+
 /// The fills that are under way.
 pub(super) struct Flights<K, T> {
-    under_way: Mutex<HashMap<K, Arc<Flight<T>>>>,
+    board: Mutex<Board<K, T>>,
+    /// How many fills have landed with something for all.
+    landed: AtomicU64,
+    hasher: RandomState,
 }
+
+struct Board<K, T> {
+    under_way: HashMap<K, Arc<Flight<T>>>,
+    /// Of each group of keys, the number of the last landing.
+    last: Box<[u64]>,
+}
+
+/// A point in the sequence of landings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Moment(u64);
 
 type Flight<T> = watch::Sender<Option<Landing<T>>>;
 
@@ -32,25 +51,45 @@ pub(super) enum Boarding<K: Hash + Eq, T> {
     Lead(Leader<K, T>),
     /// Somebody is.
     Follow(Follower<T>),
+    /// Somebody was, and has brought it since the lookup was begun: look again.
+    Landed,
 }
 
-impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
+impl<K: Hash + Eq, T> Flights<K, T> {
     pub(super) fn new() -> Self {
-        Self { under_way: Mutex::default() }
+        let board = Board { under_way: HashMap::new(), last: vec![0; GROUPS].into() };
+        Self { board: Mutex::new(board), landed: AtomicU64::new(0), hasher: RandomState::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<K, Arc<Flight<T>>>> {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Board<K, T>> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leads the fill of this key, or follows who does.
-    pub(super) fn board(self: &Arc<Self>, key: K) -> Boarding<K, T> {
-        let mut under_way = self.lock();
-        if let Some(flight) = under_way.get(&key) {
+    /// To be asked for before a lookup.
+    pub(super) fn moment(&self) -> Moment {
+        Moment(self.landed.load(SeqCst))
+    }
+
+    fn group(&self, key: &K) -> usize {
+        self.hasher.hash_one(key) as usize % GROUPS
+    }
+
+    /// Leads the fill of this key, or follows who does. A fill that has landed between the lookup,
+    /// which was begun at this moment, and now would be made twice.
+    pub(super) fn board(self: &Arc<Self>, key: K, looked: Moment) -> Boarding<K, T>
+    where
+        K: Clone,
+    {
+        let group = self.group(&key);
+        let mut board = self.lock();
+        if let Some(flight) = board.under_way.get(&key) {
             return Boarding::Follow(Follower(flight.subscribe()));
         }
+        if board.last[group] > looked.0 {
+            return Boarding::Landed;
+        }
         let flight = Arc::new(watch::Sender::new(None));
-        under_way.insert(key.clone(), Arc::clone(&flight));
+        board.under_way.insert(key.clone(), Arc::clone(&flight));
         Boarding::Lead(Leader {
             flights: Arc::clone(self),
             key,
@@ -62,7 +101,7 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
     /// How many fills are under way.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().under_way.len()
     }
 }
 
@@ -84,7 +123,14 @@ impl<K: Hash + Eq, T> Leader<K, T> {
 impl<K: Hash + Eq, T> Drop for Leader<K, T> {
     fn drop(&mut self) {
         // First the place, then the news: who is woken by a failure leads the next flight.
-        self.flights.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        {
+            let mut board = self.flights.lock();
+            board.under_way.remove(&self.key);
+            if let Some(Landing::Shared(_)) = self.landing {
+                let number = self.flights.landed.fetch_add(1, SeqCst) + 1;
+                board.last[self.flights.group(&self.key)] = number;
+            }
+        }
         self.flight.send_replace(self.landing.take());
     }
 }
@@ -109,16 +155,16 @@ mod tests {
     type Numbers = Arc<Flights<&'static str, u32>>;
 
     fn lead(flights: &Numbers, key: &'static str) -> Leader<&'static str, u32> {
-        match flights.board(key) {
+        match flights.board(key, flights.moment()) {
             Boarding::Lead(leader) => leader,
-            Boarding::Follow(_) => panic!("somebody leads already"),
+            _ => panic!("somebody leads already"),
         }
     }
 
     fn follow(flights: &Numbers, key: &'static str) -> Follower<u32> {
-        match flights.board(key) {
-            Boarding::Lead(_) => panic!("nobody leads"),
+        match flights.board(key, flights.moment()) {
             Boarding::Follow(follower) => follower,
+            _ => panic!("nobody leads"),
         }
     }
 
@@ -157,5 +203,28 @@ mod tests {
         assert!(task.await.is_err());
         assert!(matches!(follower.landing().await, Landing::Failed));
         assert_eq!(flights.len(), 0);
+    }
+
+    #[test]
+    fn who_looked_before_a_landing_looks_again() {
+        let flights = Numbers::new(Flights::new());
+        let before = flights.moment();
+        let leader = lead(&flights, "a");
+        let during = flights.moment();
+        leader.land(Landing::Shared(7));
+        for looked in [before, during] {
+            assert!(matches!(flights.board("a", looked), Boarding::Landed));
+        }
+        lead(&flights, "a");
+    }
+
+    #[test]
+    fn what_is_for_nobody_else_is_not_looked_for_again() {
+        let flights = Numbers::new(Flights::new());
+        let before = flights.moment();
+        for landing in [Landing::Alone, Landing::Failed] {
+            lead(&flights, "a").land(landing);
+            assert!(matches!(flights.board("a", before), Boarding::Lead(_)));
+        }
     }
 }

@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     NearCache,
     entry::Compression,
-    flight::Flights,
+    flight::{Boarding, Flights, Moment},
     key::CacheKey,
     near::Near,
     shelf::{Found, Looked, Shelf},
@@ -72,7 +72,7 @@ pub struct CacheHandle {
 
 pub(super) struct Shared {
     pub(super) shelf: Arc<Shelf>,
-    pub(super) flights: Arc<Flights<FlightKey, Landed>>,
+    flights: Arc<Flights<FlightKey, Landed>>,
     /// Until when the answers to a target are not waited for, since the last could not be stored.
     misses: Cache<CacheKey, Instant>,
     hit_for_miss: Duration,
@@ -93,13 +93,11 @@ pub(super) struct FlightKey {
     purges: u64,
 }
 
-impl FlightKey {
-    /// After a lookup that was begun when this process had made so many purges.
-    pub(super) fn of(looked: &Looked, purges: u64) -> Self {
-        // With a fence the storage knows better.
-        let purges = if looked.fence.is_some() { 0 } else { purges };
-        Self { key: looked.key.clone(), fence: looked.fence, purges }
-    }
+/// What was so before a lookup.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Before {
+    purges: u64,
+    landings: Moment,
 }
 
 /// What a fill has brought.
@@ -119,8 +117,17 @@ impl Shared {
         self.unacknowledged.load(SeqCst) > 0
     }
 
-    pub(super) fn purges(&self) -> u64 {
-        self.purges.load(SeqCst)
+    /// To be asked for before a lookup.
+    pub(super) fn before(&self) -> Before {
+        Before { purges: self.purges.load(SeqCst), landings: self.flights.moment() }
+    }
+
+    /// Leads the fill of what was looked up, or follows who does.
+    pub(super) fn board(&self, looked: &Looked, before: Before) -> Boarding<FlightKey, Landed> {
+        // With a fence the storage knows better.
+        let purges = if looked.fence.is_some() { 0 } else { before.purges };
+        let key = FlightKey { key: looked.key.clone(), fence: looked.fence, purges };
+        self.flights.board(key, before.landings)
     }
 
     pub(super) fn is_hit_for_miss(&self, key: &CacheKey) -> bool {

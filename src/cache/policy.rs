@@ -411,7 +411,8 @@ impl Policy {
     }
 
     /// Lets one *node* fill at a time, by a [lease](crate::lease) that lives this long, while the
-    /// others wait for its answer. For handlers that take long; each fill costs two more round trips.
+    /// others wait for its answer. For handlers that take long: each fill waits for two more round
+    /// trips, and frees the lease by a third.
     /// What is stored does not depend on it: a node that loses its lease costs work, never
     /// correctness.
     #[must_use]

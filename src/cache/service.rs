@@ -17,7 +17,7 @@ use super::{
     control::{self, Entrance, Forward, Reuse, Wishes},
     fill::{self, Fill, oneshot, problem},
     flight::{Boarding, Landing},
-    handle::{FlightKey, Landed, Purge},
+    handle::{Before, Landed, Purge},
     key::{CacheKey, host, target},
     reply,
     shelf::{Looked, variant},
@@ -195,7 +195,7 @@ where
                 return ResponseFuture::waiting(pass(rules, inner, request, forwarded, reason));
             }
         };
-        let purges = self.rules.handle.shared.purges();
+        let before = self.rules.handle.shared.before();
         let mut looked = None;
         if self.rules.handle.shared.shelf.storage.answers_at_once() {
             let now = look_up_now(&self.rules, &ask, &request);
@@ -210,7 +210,7 @@ where
             looked = Some(now);
         }
         let (rules, inner) = (Arc::clone(&self.rules), self.inner.clone());
-        ResponseFuture::waiting(answer(rules, inner, request, ask, purges, looked))
+        ResponseFuture::waiting(answer(rules, inner, request, ask, before, looked))
     }
 }
 
@@ -229,7 +229,7 @@ async fn answer<S, B, R>(
     inner: S,
     request: Request<B>,
     ask: Ask,
-    mut purges: u64,
+    mut before: Before,
     mut looked: Option<Looked>,
 ) -> Result<Response<ResponseBody<R>>, S::Error>
 where
@@ -248,7 +248,7 @@ where
         let mut now = match looked.take() {
             Some(looked) => looked,
             None => {
-                purges = shared.purges();
+                before = shared.before();
                 rules.look_up(&ask, request.headers()).await
             }
         };
@@ -256,12 +256,12 @@ where
             Reuse::Fresh { ttl_seconds: ttl } => {
                 let outcome = Outcome::new(Source::Hit).with_ttl(ttl);
                 let early = rules.renews_early(&now, ttl);
-                return Ok(give(&rules, inner, request, ask, purges, now, outcome, early));
+                return Ok(give(&rules, inner, request, ask, before, now, outcome, early));
             }
             Reuse::StaleWhileRevalidate { ttl_seconds: ttl } => {
                 let outcome =
                     Outcome::new(Source::Stale).with_ttl(ttl).with_reason("stale-while-revalidate");
-                return Ok(give(&rules, inner, request, ask, purges, now, outcome, true));
+                return Ok(give(&rules, inner, request, ask, before, now, outcome, true));
             }
             Reuse::Revalidate if ask.wishes.directives.no_cache => Forward::Request,
             Reuse::Revalidate => Forward::Stale,
@@ -283,11 +283,10 @@ where
             // Its answer must not be stored for GET, and is not worth storing by itself.
             return pass(Arc::clone(&rules), inner, request, forwarded, "head").await;
         }
-        let flight = FlightKey::of(&now, purges);
         let alone = failures > RETRIES
             || shared.is_hit_for_miss(&ask.key)
             || !fill::is_shareable(policy, &ask.wishes, &now);
-        let follower = match (!alone).then(|| shared.flights.board(flight)) {
+        let follower = match (!alone).then(|| shared.board(&now, before)) {
             None => {
                 let fill = Fill::new(&rules, ask, now, forwarded, None);
                 return fill.run(inner, request).await;
@@ -297,6 +296,7 @@ where
                 return fill.run(inner, request).await;
             }
             Some(Boarding::Follow(follower)) => follower,
+            Some(Boarding::Landed) => continue,
         };
         let left = policy.fill_timeout.saturating_sub(began.elapsed());
         match timeout(left, follower.landing()).await {
@@ -327,7 +327,7 @@ fn give<S, B, R>(
     inner: S,
     request: Request<B>,
     ask: Ask,
-    purges: u64,
+    before: Before,
     looked: Looked,
     outcome: Outcome,
     renew: bool,
@@ -347,9 +347,8 @@ where
     let shared = &rules.handle.shared;
     let old = Looked { found: looked.found.clone(), fence: looked.fence, key: looked.key.clone() };
     let response = reply::hit(&rules.policy, old, request.headers(), &ask, outcome);
-    let flight = FlightKey::of(&looked, purges);
     if let Ok(permit) = Arc::clone(&shared.refreshes).try_acquire_owned()
-        && let Boarding::Lead(leader) = shared.flights.board(flight)
+        && let Boarding::Lead(leader) = shared.board(&looked, before)
     {
         let fill = Fill::new(rules, ask, looked, Forward::Stale, Some(leader));
         fill.renew(inner, request, permit);

@@ -230,22 +230,21 @@ impl CacheHandle {
         let began = Instant::now();
         let mut failures = 0;
         let mut looked = None;
-        let mut purges = 0;
+        let mut before = shared.before();
         loop {
             let now = match looked.take() {
                 Some(looked) => looked,
                 None => {
-                    purges = shared.purges();
+                    before = shared.before();
                     shared.look_up_value(&key).await
                 }
             };
             let (found, reuse) = usable::<T>(&now, keep.early_refresh);
-            let flight = FlightKey::of(&now, purges);
             match (found, reuse) {
                 (Some(value), Use::AsItIs) => return Ok(value),
                 (Some(value), Use::AndRenew) => {
                     if let Ok(permit) = Arc::clone(&shared.refreshes).try_acquire_owned()
-                        && let Boarding::Lead(leader) = shared.flights.board(flight)
+                        && let Boarding::Lead(leader) = shared.board(&now, before)
                     {
                         let making = Making::new(shared, identity, keep, now, Some(leader));
                         tokio::spawn(async move {
@@ -258,7 +257,7 @@ impl CacheHandle {
                 }
                 _ => {}
             }
-            let boarding = (failures <= RETRIES).then(|| shared.flights.board(flight));
+            let boarding = (failures <= RETRIES).then(|| shared.board(&now, before));
             let leader = match boarding {
                 Some(Boarding::Follow(follower)) => {
                     let left = keep.fill_timeout.saturating_sub(began.elapsed());
@@ -276,6 +275,7 @@ impl CacheHandle {
                     continue;
                 }
                 Some(Boarding::Lead(leader)) => Some(leader),
+                Some(Boarding::Landed) => continue,
                 None => None,
             };
             let making = Making::new(shared, identity, keep, now, leader);
