@@ -1,9 +1,16 @@
 //! One fill per key and fence in this process.
+//!
+//! Who saw the same fence may have the answer, for nothing was invalidated since. Without a fence,
+//! while the storage gives no answer, another node may have purged just now: then only a fill that
+//! began after the request was made will do, and who comes while one is under way waits for the next.
 
 use std::{
     collections::HashMap,
     hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
 };
 
 use tokio::sync::watch;
@@ -11,9 +18,21 @@ use tokio::sync::watch;
 /// The fills that are under way.
 pub(super) struct Flights<K, T> {
     under_way: Mutex<HashMap<K, Arc<Flight<T>>>>,
+    /// Counts requests and departures, to tell their order.
+    clock: AtomicU64,
 }
 
-type Flight<T> = watch::Sender<Option<Landing<T>>>;
+struct Flight<T> {
+    news: watch::Sender<Option<Landing<T>>>,
+    /// When the fill began; [`NOT_YET`] before.
+    departed: AtomicU64,
+}
+
+const NOT_YET: u64 = u64::MAX;
+
+/// When a request was made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked(u64);
 
 /// How a fill ended.
 #[derive(Debug, Clone)]
@@ -24,6 +43,8 @@ pub(super) enum Landing<T> {
     Alone,
     /// Without an answer. One of those who waited tries again.
     Failed,
+    /// It began before this request was made, so the answer may be too old for it.
+    TooEarly,
 }
 
 /// What became of the wish for an answer.
@@ -36,20 +57,28 @@ pub(super) enum Boarding<K: Hash + Eq, T> {
 
 impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
     pub(super) fn new() -> Self {
-        Self { under_way: Mutex::default() }
+        Self { under_way: Mutex::default(), clock: AtomicU64::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<K, Arc<Flight<T>>>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leads the fill of this key, or follows who does.
-    pub(super) fn board(self: &Arc<Self>, key: K) -> Boarding<K, T> {
+    /// A request is made now.
+    pub(super) fn ask(&self) -> Asked {
+        Asked(self.clock.fetch_add(1, SeqCst))
+    }
+
+    /// Leads the fill of this key, or follows who does. `after`: only a fill will do that begins
+    /// after this.
+    pub(super) fn board(self: &Arc<Self>, key: K, after: Option<Asked>) -> Boarding<K, T> {
         let mut under_way = self.lock();
         if let Some(flight) = under_way.get(&key) {
-            return Boarding::Follow(Follower(flight.subscribe()));
+            let news = flight.news.subscribe();
+            return Boarding::Follow(Follower { flight: Arc::clone(flight), news, after });
         }
-        let flight = Arc::new(watch::Sender::new(None));
+        let flight =
+            Arc::new(Flight { news: watch::Sender::new(None), departed: AtomicU64::new(NOT_YET) });
         under_way.insert(key.clone(), Arc::clone(&flight));
         Boarding::Lead(Leader {
             flights: Arc::clone(self),
@@ -75,6 +104,11 @@ pub(super) struct Leader<K: Hash + Eq, T> {
 }
 
 impl<K: Hash + Eq, T> Leader<K, T> {
+    /// The fill begins now.
+    pub(super) fn depart(&self) {
+        self.flight.departed.store(self.flights.clock.fetch_add(1, SeqCst), SeqCst);
+    }
+
     /// Tells all who wait.
     pub(super) fn land(mut self, landing: Landing<T>) {
         self.landing = Some(landing);
@@ -85,19 +119,28 @@ impl<K: Hash + Eq, T> Drop for Leader<K, T> {
     fn drop(&mut self) {
         // First the place, then the news: who is woken by a failure leads the next flight.
         self.flights.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
-        self.flight.send_replace(self.landing.take());
+        self.flight.news.send_replace(self.landing.take());
     }
 }
 
 /// Who waits for another's fill.
-pub(super) struct Follower<T>(watch::Receiver<Option<Landing<T>>>);
+pub(super) struct Follower<T> {
+    flight: Arc<Flight<T>>,
+    news: watch::Receiver<Option<Landing<T>>>,
+    after: Option<Asked>,
+}
 
 impl<T: Clone> Follower<T> {
     /// How the fill ends.
     pub(super) async fn landing(mut self) -> Landing<T> {
-        match self.0.wait_for(Option::is_some).await {
+        let landing = match self.news.wait_for(Option::is_some).await {
             Ok(landing) => landing.clone().unwrap_or(Landing::Failed),
             Err(_) => Landing::Failed,
+        };
+        let departed = self.flight.departed.load(SeqCst);
+        match self.after {
+            Some(Asked(asked)) if departed < asked => Landing::TooEarly,
+            _ => landing,
         }
     }
 }
@@ -109,14 +152,14 @@ mod tests {
     type Numbers = Arc<Flights<&'static str, u32>>;
 
     fn lead(flights: &Numbers, key: &'static str) -> Leader<&'static str, u32> {
-        match flights.board(key) {
+        match flights.board(key, None) {
             Boarding::Lead(leader) => leader,
             Boarding::Follow(_) => panic!("somebody leads already"),
         }
     }
 
     fn follow(flights: &Numbers, key: &'static str) -> Follower<u32> {
-        match flights.board(key) {
+        match flights.board(key, None) {
             Boarding::Lead(_) => panic!("nobody leads"),
             Boarding::Follow(follower) => follower,
         }
@@ -143,6 +186,34 @@ mod tests {
         assert!(matches!(follower.landing().await, Landing::Failed));
         let _successor = lead(&flights, "a");
         follow(&flights, "a");
+    }
+
+    #[tokio::test]
+    async fn who_asks_after_the_departure_waits_for_the_next_flight() {
+        let flights = Numbers::new(Flights::new());
+        let early = flights.ask();
+        let leader = lead(&flights, "a");
+        let waiting = flights.ask();
+        leader.depart();
+        let late = flights.ask();
+        let landings = [early, waiting, late].map(|asked| {
+            let Boarding::Follow(follower) = flights.board("a", Some(asked)) else {
+                panic!("nobody leads")
+            };
+            follower.landing()
+        });
+        leader.land(Landing::Shared(7));
+        let [early, waiting, too_late] = landings;
+        assert!(matches!(early.await, Landing::Shared(7)));
+        assert!(matches!(waiting.await, Landing::Shared(7)));
+        assert!(matches!(too_late.await, Landing::TooEarly));
+        let next = lead(&flights, "a");
+        next.depart();
+        let Boarding::Follow(follower) = flights.board("a", Some(late)) else {
+            panic!("nobody leads")
+        };
+        next.land(Landing::Shared(8));
+        assert!(matches!(follower.landing().await, Landing::Shared(8)));
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     NearCache,
     entry::Compression,
-    flight::Flights,
+    flight::{Asked, Boarding, Flights},
     key::CacheKey,
     near::Near,
     shelf::{Found, Looked, Shelf},
@@ -78,9 +78,6 @@ pub(super) struct Shared {
     hit_for_miss: Duration,
     pub(super) refreshes: Arc<Semaphore>,
     pub(super) outage: Semaphore,
-    /// Counts the purges of this process, so that without a fence a request still does not join a
-    /// fill that began before one.
-    purges: AtomicU64,
     /// Purges that the storage has not acknowledged.
     unacknowledged: AtomicUsize,
 }
@@ -90,16 +87,6 @@ pub(super) struct Shared {
 pub(super) struct FlightKey {
     key: CacheKey,
     fence: Option<Fence>,
-    purges: u64,
-}
-
-impl FlightKey {
-    /// After a lookup that was begun when this process had made so many purges.
-    pub(super) fn of(looked: &Looked, purges: u64) -> Self {
-        // With a fence the storage knows better.
-        let purges = if looked.fence.is_some() { 0 } else { purges };
-        Self { key: looked.key.clone(), fence: looked.fence, purges }
-    }
 }
 
 /// What a fill has brought.
@@ -119,8 +106,10 @@ impl Shared {
         self.unacknowledged.load(SeqCst) > 0
     }
 
-    pub(super) fn purges(&self) -> u64 {
-        self.purges.load(SeqCst)
+    /// Leads the fill of what was not found, or follows another who saw the same.
+    pub(super) fn board(&self, looked: &Looked, asked: Asked) -> Boarding<FlightKey, Landed> {
+        let key = FlightKey { key: looked.key.clone(), fence: looked.fence };
+        self.flights.board(key, looked.fence.is_none().then_some(asked))
     }
 
     pub(super) fn is_hit_for_miss(&self, key: &CacheKey) -> bool {
@@ -143,7 +132,7 @@ impl Shared {
             return Ok(());
         }
         let purge = Arc::clone(self).purge_once(what);
-        if self.shelf.storage.capabilities().local {
+        if self.shelf.storage.answers_at_once() {
             return purge.await;
         }
         // A task of its own: what has begun is finished, also if the caller goes away.
@@ -153,12 +142,10 @@ impl Shared {
     }
 
     async fn purge_once(self: Arc<Self>, what: Purge) -> Result<()> {
-        self.purges.fetch_add(1, SeqCst);
         let purged = what.send(&self.shelf).await;
         if let Some(near) = &self.shelf.near {
             near.distrust();
         }
-        self.purges.fetch_add(1, SeqCst);
         if purged.as_ref().is_err_and(may_be_repeated) {
             self.unacknowledged.fetch_add(1, SeqCst);
             event!(warn, "a purge was not acknowledged; the cache is passed by until it is");
@@ -420,7 +407,8 @@ impl CacheHandleBuilder {
 
     /// The handle.
     pub fn build(self) -> CacheHandle {
-        let near = self.near.map(Near::new);
+        let local = self.storage.capabilities().local;
+        let near = self.near.map(|near| Near::new(near, local));
         CacheHandle {
             shared: Arc::new(Shared {
                 shelf: Arc::new(Shelf::new(self.storage, self.namespace, near, self.compress)),
@@ -429,7 +417,6 @@ impl CacheHandleBuilder {
                 hit_for_miss: self.hit_for_miss,
                 refreshes: Arc::new(Semaphore::new(self.refreshes.min(Semaphore::MAX_PERMITS))),
                 outage: Semaphore::new(self.outage),
-                purges: AtomicU64::new(0),
                 unacknowledged: AtomicUsize::new(0),
             }),
         }

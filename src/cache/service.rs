@@ -16,8 +16,8 @@ use super::{
     CacheHandle, Outcome, Policy, ResponseBody, ResponseFuture, Source,
     control::{self, Entrance, Forward, Reuse, Wishes},
     fill::{self, Fill, oneshot, problem},
-    flight::{Boarding, Landing},
-    handle::{FlightKey, Landed, Purge},
+    flight::{Asked, Boarding, Landing},
+    handle::{Landed, Purge},
     key::{CacheKey, host, target},
     reply,
     shelf::{Looked, variant},
@@ -195,7 +195,7 @@ where
                 return ResponseFuture::waiting(pass(rules, inner, request, forwarded, reason));
             }
         };
-        let purges = self.rules.handle.shared.purges();
+        let asked = self.rules.handle.shared.flights.ask();
         let mut looked = None;
         if self.rules.handle.shared.shelf.storage.answers_at_once() {
             let now = look_up_now(&self.rules, &ask, &request);
@@ -210,7 +210,7 @@ where
             looked = Some(now);
         }
         let (rules, inner) = (Arc::clone(&self.rules), self.inner.clone());
-        ResponseFuture::waiting(answer(rules, inner, request, ask, purges, looked))
+        ResponseFuture::waiting(answer(rules, inner, request, ask, asked, looked))
     }
 }
 
@@ -229,7 +229,7 @@ async fn answer<S, B, R>(
     inner: S,
     request: Request<B>,
     ask: Ask,
-    mut purges: u64,
+    asked: Asked,
     mut looked: Option<Looked>,
 ) -> Result<Response<ResponseBody<R>>, S::Error>
 where
@@ -247,21 +247,18 @@ where
     loop {
         let mut now = match looked.take() {
             Some(looked) => looked,
-            None => {
-                purges = shared.purges();
-                rules.look_up(&ask, request.headers()).await
-            }
+            None => rules.look_up(&ask, request.headers()).await,
         };
         let forwarded = match rules.reuse(&now, &ask.wishes) {
             Reuse::Fresh { ttl_seconds: ttl } => {
                 let outcome = Outcome::new(Source::Hit).with_ttl(ttl);
                 let early = rules.renews_early(&now, ttl);
-                return Ok(give(&rules, inner, request, ask, purges, now, outcome, early));
+                return Ok(give(&rules, inner, request, ask, asked, now, outcome, early));
             }
             Reuse::StaleWhileRevalidate { ttl_seconds: ttl } => {
                 let outcome =
                     Outcome::new(Source::Stale).with_ttl(ttl).with_reason("stale-while-revalidate");
-                return Ok(give(&rules, inner, request, ask, purges, now, outcome, true));
+                return Ok(give(&rules, inner, request, ask, asked, now, outcome, true));
             }
             Reuse::Revalidate if ask.wishes.directives.no_cache => Forward::Request,
             Reuse::Revalidate => Forward::Stale,
@@ -283,11 +280,10 @@ where
             // Its answer must not be stored for GET, and is not worth storing by itself.
             return pass(Arc::clone(&rules), inner, request, forwarded, "head").await;
         }
-        let flight = FlightKey::of(&now, purges);
         let alone = failures > RETRIES
             || shared.is_hit_for_miss(&ask.key)
             || !fill::is_shareable(policy, &ask.wishes, &now);
-        let follower = match (!alone).then(|| shared.flights.board(flight)) {
+        let follower = match (!alone).then(|| shared.board(&now, asked)) {
             None => {
                 let fill = Fill::new(&rules, ask, now, forwarded, None);
                 return fill.run(inner, request).await;
@@ -311,6 +307,7 @@ where
                 failures += 1;
                 looked = Some(now);
             }
+            Ok(Landing::TooEarly) => looked = Some(now),
             Ok(Landing::Alone) | Err(_) => {
                 failures = RETRIES + 1;
                 looked = Some(now);
@@ -327,7 +324,7 @@ fn give<S, B, R>(
     inner: S,
     request: Request<B>,
     ask: Ask,
-    purges: u64,
+    asked: Asked,
     looked: Looked,
     outcome: Outcome,
     renew: bool,
@@ -347,9 +344,8 @@ where
     let shared = &rules.handle.shared;
     let old = Looked { found: looked.found.clone(), fence: looked.fence, key: looked.key.clone() };
     let response = reply::hit(&rules.policy, old, request.headers(), &ask, outcome);
-    let flight = FlightKey::of(&looked, purges);
     if let Ok(permit) = Arc::clone(&shared.refreshes).try_acquire_owned()
-        && let Boarding::Lead(leader) = shared.flights.board(flight)
+        && let Boarding::Lead(leader) = shared.board(&looked, asked)
     {
         let fill = Fill::new(rules, ask, looked, Forward::Stale, Some(leader));
         fill.renew(inner, request, permit);

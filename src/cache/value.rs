@@ -230,22 +230,18 @@ impl CacheHandle {
         let began = Instant::now();
         let mut failures = 0;
         let mut looked = None;
-        let mut purges = 0;
+        let asked = shared.flights.ask();
         loop {
             let now = match looked.take() {
                 Some(looked) => looked,
-                None => {
-                    purges = shared.purges();
-                    shared.look_up_value(&key).await
-                }
+                None => shared.look_up_value(&key).await,
             };
             let (found, reuse) = usable::<T>(&now, keep.early_refresh);
-            let flight = FlightKey::of(&now, purges);
             match (found, reuse) {
                 (Some(value), Use::AsItIs) => return Ok(value),
                 (Some(value), Use::AndRenew) => {
                     if let Ok(permit) = Arc::clone(&shared.refreshes).try_acquire_owned()
-                        && let Boarding::Lead(leader) = shared.flights.board(flight)
+                        && let Boarding::Lead(leader) = shared.board(&now, asked)
                     {
                         let making = Making::new(shared, identity, keep, now, Some(leader));
                         tokio::spawn(async move {
@@ -258,7 +254,7 @@ impl CacheHandle {
                 }
                 _ => {}
             }
-            let boarding = (failures <= RETRIES).then(|| shared.flights.board(flight));
+            let boarding = (failures <= RETRIES).then(|| shared.board(&now, asked));
             let leader = match boarding {
                 Some(Boarding::Follow(follower)) => {
                     let left = keep.fill_timeout.saturating_sub(began.elapsed());
@@ -270,6 +266,7 @@ impl CacheHandle {
                             failures = RETRIES + 1;
                         }
                         Ok(Landing::Failed) => failures += 1,
+                        Ok(Landing::TooEarly) => {}
                         Ok(Landing::Alone) | Err(_) => failures = RETRIES + 1,
                     }
                     looked = Some(now);
@@ -375,6 +372,9 @@ impl Making {
             Some(_) => None,
             None => shared.outage.acquire().await.ok(),
         };
+        if let Some(leader) = &self.leader {
+            leader.depart();
+        }
         let asked = Instant::now();
         let value = match fill().await {
             Ok(value) => value,
