@@ -242,7 +242,12 @@ impl Counts {
     pub(crate) fn check(&self, what: &str, rounds: usize) {
         println!("{what}: {rounds} rounds, {self}");
         let violations = self.violations.lock().unwrap();
-        assert!(violations.is_empty(), "{} violations, such as {}", violations.len(), violations[0]);
+        assert!(
+            violations.is_empty(),
+            "{} violations, such as {}",
+            violations.len(),
+            violations[0]
+        );
         for count in [&self.hits, &self.rendered, &self.collapsed, &self.values, &self.purges] {
             assert!(count.load(SeqCst) > 0, "{self}");
         }
@@ -440,7 +445,9 @@ impl World {
             self.complain(format!("node {n}, page {page}: {number} after {hard}, {source:?}"));
         }
         if number < fresh && source != Some(Source::Stale) {
-            self.complain(format!("node {n}, page {page}: {number} not stale, {fresh}: {source:?}"));
+            self.complain(format!(
+                "node {n}, page {page}: {number} not stale, {fresh}: {source:?}"
+            ));
         }
     }
 
