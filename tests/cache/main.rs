@@ -5,4 +5,5 @@ mod support;
 
 mod basics;
 mod purge_race;
+mod purge_race_redis;
 mod world;
