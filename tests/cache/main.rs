@@ -4,6 +4,7 @@
 mod support;
 
 mod basics;
+mod near;
 mod purge_race;
 mod purge_race_redis;
 mod world;
