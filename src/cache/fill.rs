@@ -157,6 +157,9 @@ impl Fill {
             },
         };
         let client = self.prepare(&mut request);
+        if let Some(leader) = &self.leader {
+            leader.depart();
+        }
         let answer = oneshot(inner, request).await;
         let failed = match &answer {
             Ok(response) => is_failure(response.status()).then(|| Some(response.status())),
@@ -471,16 +474,20 @@ impl Fill {
             delay,
         );
         let own = parts.extensions.get::<CacheTags>();
-        // The new tags, if there are any; otherwise those that it had.
+        // The new tags, if there are any, and the policy's; otherwise those that it had.
+        let derived = client.derived.iter().map(|tag| tag.as_bytes());
         let own = match policy.tag_rule.collect(own, &parts.headers, []) {
-            Ok(new) if !new.is_empty() => new,
-            _ => old.tags.clone(),
+            Ok(new) if new.is_empty() => Ok(old.tags.clone()),
+            Ok(_) => policy.tag_rule.collect(own, &parts.headers, derived),
+            Err(error) => Err(error),
         };
-        let mut stored = StoredResponse { headers, tags: own.clone(), ..old.clone() };
+        let mut stored = StoredResponse { headers, ..old.clone() };
         let mut outcome = Outcome::new(Source::Revalidated);
         outcome.handler_status = Some(parts.status);
-        let landing = match storable {
-            Ok(storable) => {
+        let storable = storable.map_err(NotStored::from);
+        let landing = match storable.and_then(|storable| Ok((storable, own?))) {
+            Ok((storable, own)) => {
+                stored.tags = own.clone();
                 stored.freshness = jittered(storable.freshness, policy.jitter);
                 outcome = outcome.with_ttl(stored.freshness.ttl_seconds(Duration::ZERO));
                 outcome.stored = true;
@@ -490,7 +497,7 @@ impl Fill {
                 self.keep(&draft, &client, Arc::new(Stored::Response(stored.clone()))).await
             }
             Err(refusal) => {
-                outcome = outcome.with_reason(refusal.as_str());
+                outcome = outcome.with_reason(refusal.reason);
                 Landing::Alone
             }
         };

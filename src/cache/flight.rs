@@ -1,4 +1,8 @@
 //! One fill per key and fence in this process.
+//!
+//! Who saw the same fence may have the answer, for nothing was invalidated since. Without a fence,
+//! while the storage gives no answer, another node may have purged just now: then only a fill that
+//! began after the lookup will do, and who comes while one is under way waits for the next.
 
 use std::{
     collections::HashMap,
@@ -17,22 +21,28 @@ const GROUPS: usize = 1_024;
 /// The fills that are under way.
 pub(super) struct Flights<K, T> {
     board: Mutex<Board<K, T>>,
-    /// How many fills have landed with something for all.
-    landed: AtomicU64,
+    /// Counts departures and landings, to tell their order.
+    clock: AtomicU64,
     hasher: RandomState,
 }
 
 struct Board<K, T> {
     under_way: HashMap<K, Arc<Flight<T>>>,
-    /// Of each group of keys, the number of the last landing.
-    last: Box<[u64]>,
+    /// Of each group of keys, when a fill has landed last with something for all.
+    last: Box<[Moment]>,
 }
 
-/// A point in the sequence of landings.
+struct Flight<T> {
+    news: watch::Sender<Option<Landing<T>>>,
+    /// When the fill began; [`NOT_YET`] before.
+    departed: AtomicU64,
+}
+
+const NOT_YET: u64 = u64::MAX;
+
+/// A point in the sequence of departures and landings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Moment(u64);
-
-type Flight<T> = watch::Sender<Option<Landing<T>>>;
 
 /// How a fill ended.
 #[derive(Debug, Clone)]
@@ -43,6 +53,8 @@ pub(super) enum Landing<T> {
     Alone,
     /// Without an answer. One of those who waited tries again.
     Failed,
+    /// It began before this lookup, so the answer may be too old for it.
+    TooEarly,
 }
 
 /// What became of the wish for an answer.
@@ -57,38 +69,47 @@ pub(super) enum Boarding<K: Hash + Eq, T> {
 
 impl<K: Hash + Eq, T> Flights<K, T> {
     pub(super) fn new() -> Self {
-        let board = Board { under_way: HashMap::new(), last: vec![0; GROUPS].into() };
-        Self { board: Mutex::new(board), landed: AtomicU64::new(0), hasher: RandomState::new() }
+        let board = Board { under_way: HashMap::new(), last: vec![Moment(0); GROUPS].into() };
+        Self { board: Mutex::new(board), clock: AtomicU64::new(0), hasher: RandomState::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Board<K, T>> {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// To be asked for before a lookup.
-    pub(super) fn moment(&self) -> Moment {
-        Moment(self.landed.load(SeqCst))
+    /// To be asked for before a lookup. What has happened has happened before or at this moment.
+    pub(super) fn now(&self) -> Moment {
+        Moment(self.clock.load(SeqCst))
+    }
+
+    /// Something happens, after every moment that was given.
+    fn tick(&self) -> Moment {
+        Moment(self.clock.fetch_add(1, SeqCst) + 1)
     }
 
     fn group(&self, key: &K) -> usize {
         self.hasher.hash_one(key) as usize % GROUPS
     }
 
-    /// Leads the fill of this key, or follows who does. A fill that has landed between the lookup,
-    /// which was begun at this moment, and now would be made twice.
-    pub(super) fn board(self: &Arc<Self>, key: K, looked: Moment) -> Boarding<K, T>
+    /// Leads the fill of this key, or follows who does. The lookup was begun at `looked`, and saw the
+    /// fence that is part of the key, if it is `fenced`.
+    pub(super) fn board(self: &Arc<Self>, key: K, looked: Moment, fenced: bool) -> Boarding<K, T>
     where
         K: Clone,
     {
         let group = self.group(&key);
         let mut board = self.lock();
         if let Some(flight) = board.under_way.get(&key) {
-            return Boarding::Follow(Follower(flight.subscribe()));
+            let (flight, news) = (Arc::clone(flight), flight.news.subscribe());
+            let after = (!fenced).then_some(looked);
+            return Boarding::Follow(Follower { flight, news, after });
         }
-        if board.last[group] > looked.0 {
+        // Without a fence nothing was stored that could be found.
+        if fenced && board.last[group] > looked {
             return Boarding::Landed;
         }
-        let flight = Arc::new(watch::Sender::new(None));
+        let flight =
+            Arc::new(Flight { news: watch::Sender::new(None), departed: AtomicU64::new(NOT_YET) });
         board.under_way.insert(key.clone(), Arc::clone(&flight));
         Boarding::Lead(Leader {
             flights: Arc::clone(self),
@@ -114,6 +135,11 @@ pub(super) struct Leader<K: Hash + Eq, T> {
 }
 
 impl<K: Hash + Eq, T> Leader<K, T> {
+    /// The fill begins now.
+    pub(super) fn depart(&self) {
+        self.flight.departed.store(self.flights.tick().0, SeqCst);
+    }
+
     /// Tells all who wait.
     pub(super) fn land(mut self, landing: Landing<T>) {
         self.landing = Some(landing);
@@ -127,23 +153,31 @@ impl<K: Hash + Eq, T> Drop for Leader<K, T> {
             let mut board = self.flights.lock();
             board.under_way.remove(&self.key);
             if let Some(Landing::Shared(_)) = self.landing {
-                let number = self.flights.landed.fetch_add(1, SeqCst) + 1;
-                board.last[self.flights.group(&self.key)] = number;
+                board.last[self.flights.group(&self.key)] = self.flights.tick();
             }
         }
-        self.flight.send_replace(self.landing.take());
+        self.flight.news.send_replace(self.landing.take());
     }
 }
 
 /// Who waits for another's fill.
-pub(super) struct Follower<T>(watch::Receiver<Option<Landing<T>>>);
+pub(super) struct Follower<T> {
+    flight: Arc<Flight<T>>,
+    news: watch::Receiver<Option<Landing<T>>>,
+    after: Option<Moment>,
+}
 
 impl<T: Clone> Follower<T> {
     /// How the fill ends.
     pub(super) async fn landing(mut self) -> Landing<T> {
-        match self.0.wait_for(Option::is_some).await {
+        let landing = match self.news.wait_for(Option::is_some).await {
             Ok(landing) => landing.clone().unwrap_or(Landing::Failed),
             Err(_) => Landing::Failed,
+        };
+        let departed = Moment(self.flight.departed.load(SeqCst));
+        match self.after {
+            Some(looked) if departed <= looked => Landing::TooEarly,
+            _ => landing,
         }
     }
 }
@@ -154,15 +188,19 @@ mod tests {
 
     type Numbers = Arc<Flights<&'static str, u32>>;
 
+    fn board(flights: &Numbers, key: &'static str) -> Boarding<&'static str, u32> {
+        flights.board(key, flights.now(), true)
+    }
+
     fn lead(flights: &Numbers, key: &'static str) -> Leader<&'static str, u32> {
-        match flights.board(key, flights.moment()) {
+        match board(flights, key) {
             Boarding::Lead(leader) => leader,
             _ => panic!("somebody leads already"),
         }
     }
 
-    fn follow(flights: &Numbers, key: &'static str) -> Follower<u32> {
-        match flights.board(key, flights.moment()) {
+    fn follow(boarding: Boarding<&'static str, u32>) -> Follower<u32> {
+        match boarding {
             Boarding::Follow(follower) => follower,
             _ => panic!("nobody leads"),
         }
@@ -172,7 +210,7 @@ mod tests {
     async fn followers_get_what_the_leader_landed() {
         let flights = Numbers::new(Flights::new());
         let leader = lead(&flights, "a");
-        let (one, two) = (follow(&flights, "a"), follow(&flights, "a"));
+        let (one, two) = (follow(board(&flights, "a")), follow(board(&flights, "a")));
         let _other = lead(&flights, "b");
         leader.land(Landing::Shared(7));
         assert!(matches!(one.landing().await, Landing::Shared(7)));
@@ -184,18 +222,50 @@ mod tests {
     async fn a_leader_that_vanishes_makes_room_for_one_successor() {
         let flights = Numbers::new(Flights::new());
         let leader = lead(&flights, "a");
-        let follower = follow(&flights, "a");
+        let follower = follow(board(&flights, "a"));
         drop(leader);
         assert!(matches!(follower.landing().await, Landing::Failed));
         let _successor = lead(&flights, "a");
-        follow(&flights, "a");
+        follow(board(&flights, "a"));
+    }
+
+    #[tokio::test]
+    async fn who_looked_before_a_landing_looks_again_instead_of_filling() {
+        let flights = Numbers::new(Flights::new());
+        let before = flights.now();
+        lead(&flights, "a").land(Landing::Alone);
+        assert!(matches!(flights.board("a", before, true), Boarding::Lead(_)), "nothing to find");
+        lead(&flights, "a").land(Landing::Shared(7));
+        assert!(matches!(flights.board("a", before, true), Boarding::Landed));
+        assert!(matches!(flights.board("a", before, false), Boarding::Lead(_)), "nothing to find");
+        assert!(matches!(board(&flights, "a"), Boarding::Lead(_)), "it was invalidated since");
+    }
+
+    #[tokio::test]
+    async fn without_a_fence_who_looked_after_the_departure_waits_for_the_next_flight() {
+        let flights = Numbers::new(Flights::new());
+        let early = flights.now();
+        let leader = lead(&flights, "a");
+        leader.depart();
+        let late = flights.now();
+        let landings =
+            [early, late].map(|looked| follow(flights.board("a", looked, false)).landing());
+        leader.land(Landing::Shared(7));
+        let [early, too_late] = landings;
+        assert!(matches!(early.await, Landing::Shared(7)));
+        assert!(matches!(too_late.await, Landing::TooEarly));
+        let next = lead(&flights, "a");
+        next.depart();
+        let follower = follow(flights.board("a", late, false));
+        next.land(Landing::Shared(8));
+        assert!(matches!(follower.landing().await, Landing::Shared(8)));
     }
 
     #[tokio::test]
     async fn a_panic_of_the_leader_is_a_failure() {
         let flights = Numbers::new(Flights::new());
         let leader = lead(&flights, "a");
-        let follower = follow(&flights, "a");
+        let follower = follow(board(&flights, "a"));
         let task = tokio::spawn(async move {
             let _leader = leader;
             panic!("on purpose");
@@ -203,28 +273,5 @@ mod tests {
         assert!(task.await.is_err());
         assert!(matches!(follower.landing().await, Landing::Failed));
         assert_eq!(flights.len(), 0);
-    }
-
-    #[test]
-    fn who_looked_before_a_landing_looks_again() {
-        let flights = Numbers::new(Flights::new());
-        let before = flights.moment();
-        let leader = lead(&flights, "a");
-        let during = flights.moment();
-        leader.land(Landing::Shared(7));
-        for looked in [before, during] {
-            assert!(matches!(flights.board("a", looked), Boarding::Landed));
-        }
-        lead(&flights, "a");
-    }
-
-    #[test]
-    fn what_is_for_nobody_else_is_not_looked_for_again() {
-        let flights = Numbers::new(Flights::new());
-        let before = flights.moment();
-        for landing in [Landing::Alone, Landing::Failed] {
-            lead(&flights, "a").land(landing);
-            assert!(matches!(flights.board("a", before), Boarding::Lead(_)));
-        }
     }
 }

@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -72,15 +72,12 @@ pub struct CacheHandle {
 
 pub(super) struct Shared {
     pub(super) shelf: Arc<Shelf>,
-    flights: Arc<Flights<FlightKey, Landed>>,
+    pub(super) flights: Arc<Flights<FlightKey, Landed>>,
     /// Until when the answers to a target are not waited for, since the last could not be stored.
     misses: Cache<CacheKey, Instant>,
     hit_for_miss: Duration,
     pub(super) refreshes: Arc<Semaphore>,
     pub(super) outage: Semaphore,
-    /// Counts the purges of this process, so that without a fence a request still does not join a
-    /// fill that began before one.
-    purges: AtomicU64,
     /// Purges that the storage has not acknowledged.
     unacknowledged: AtomicUsize,
 }
@@ -90,14 +87,6 @@ pub(super) struct Shared {
 pub(super) struct FlightKey {
     key: CacheKey,
     fence: Option<Fence>,
-    purges: u64,
-}
-
-/// What was so before a lookup.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Before {
-    purges: u64,
-    landings: Moment,
 }
 
 /// What a fill has brought.
@@ -117,17 +106,11 @@ impl Shared {
         self.unacknowledged.load(SeqCst) > 0
     }
 
-    /// To be asked for before a lookup.
-    pub(super) fn before(&self) -> Before {
-        Before { purges: self.purges.load(SeqCst), landings: self.flights.moment() }
-    }
-
-    /// Leads the fill of what was looked up, or follows who does.
-    pub(super) fn board(&self, looked: &Looked, before: Before) -> Boarding<FlightKey, Landed> {
-        // With a fence the storage knows better.
-        let purges = if looked.fence.is_some() { 0 } else { before.purges };
-        let key = FlightKey { key: looked.key.clone(), fence: looked.fence, purges };
-        self.flights.board(key, before.landings)
+    /// Leads the fill of what was not found, or follows another who saw the same. The lookup was begun
+    /// at the moment.
+    pub(super) fn board(&self, looked: &Looked, before: Moment) -> Boarding<FlightKey, Landed> {
+        let key = FlightKey { key: looked.key.clone(), fence: looked.fence };
+        self.flights.board(key, before, looked.fence.is_some())
     }
 
     pub(super) fn is_hit_for_miss(&self, key: &CacheKey) -> bool {
@@ -150,7 +133,7 @@ impl Shared {
             return Ok(());
         }
         let purge = Arc::clone(self).purge_once(what);
-        if self.shelf.storage.capabilities().local {
+        if self.shelf.storage.answers_at_once() {
             return purge.await;
         }
         // A task of its own: what has begun is finished, also if the caller goes away.
@@ -160,12 +143,10 @@ impl Shared {
     }
 
     async fn purge_once(self: Arc<Self>, what: Purge) -> Result<()> {
-        self.purges.fetch_add(1, SeqCst);
         let purged = what.send(&self.shelf).await;
         if let Some(near) = &self.shelf.near {
             near.distrust();
         }
-        self.purges.fetch_add(1, SeqCst);
         if purged.as_ref().is_err_and(may_be_repeated) {
             self.unacknowledged.fetch_add(1, SeqCst);
             event!(warn, "a purge was not acknowledged; the cache is passed by until it is");
@@ -427,7 +408,8 @@ impl CacheHandleBuilder {
 
     /// The handle.
     pub fn build(self) -> CacheHandle {
-        let near = self.near.map(Near::new);
+        let local = self.storage.capabilities().local;
+        let near = self.near.map(|near| Near::new(near, local));
         CacheHandle {
             shared: Arc::new(Shared {
                 shelf: Arc::new(Shelf::new(self.storage, self.namespace, near, self.compress)),
@@ -436,7 +418,6 @@ impl CacheHandleBuilder {
                 hit_for_miss: self.hit_for_miss,
                 refreshes: Arc::new(Semaphore::new(self.refreshes.min(Semaphore::MAX_PERMITS))),
                 outage: Semaphore::new(self.outage),
-                purges: AtomicU64::new(0),
                 unacknowledged: AtomicUsize::new(0),
             }),
         }

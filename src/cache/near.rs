@@ -63,6 +63,15 @@ pub(super) struct Known {
     pub(super) fence: Fence,
 }
 
+impl Known {
+    /// Whether an entry of the same version in this state of the storage is the same entry. A
+    /// server that has lost its data, or was replaced, may give a version again when its clock is
+    /// behind.
+    pub(super) fn is_of(&self, now: Fence) -> bool {
+        self.fence.generation() == now.generation() && self.fence.epoch() == now.epoch()
+    }
+}
+
 /// What is known of the record of tags.
 struct Mirror {
     seen: Option<(Fence, Instant)>,
@@ -89,12 +98,13 @@ pub(super) enum Trust {
 }
 
 impl Near {
-    pub(super) fn new(settings: NearCache) -> Self {
+    /// `local`: the storage can be asked without a trip, so it always is.
+    pub(super) fn new(settings: NearCache, local: bool) -> Self {
         // Of the number of entries only an estimate is needed.
         let estimate = (settings.bytes / 2_048).clamp(64, 1 << 20) as usize;
         Self {
             entries: Cache::with_weighter(estimate, settings.bytes, ByWeight),
-            lag: settings.lag,
+            lag: settings.lag.filter(|_| !local),
             mirror: Mutex::new(Mirror { seen: None, not_before: Instant::now(), asking: false }),
         }
     }
@@ -139,7 +149,7 @@ impl Near {
             return;
         }
         let mut mirror = self.mirror();
-        if sent >= mirror.not_before && mirror.seen.is_none_or(|(_, at)| at <= sent) {
+        if sent > mirror.not_before && mirror.seen.is_none_or(|(_, at)| at <= sent) {
             mirror.seen = Some((fence, sent));
         }
     }

@@ -16,8 +16,8 @@ use super::{
     CacheHandle, Outcome, Policy, ResponseBody, ResponseFuture, Source,
     control::{self, Entrance, Forward, Reuse, Wishes},
     fill::{self, Fill, oneshot, problem},
-    flight::{Boarding, Landing},
-    handle::{Before, Landed, Purge},
+    flight::{Boarding, Landing, Moment},
+    handle::{Landed, Purge},
     key::{CacheKey, host, target},
     reply,
     shelf::{Looked, variant},
@@ -195,7 +195,7 @@ where
                 return ResponseFuture::waiting(pass(rules, inner, request, forwarded, reason));
             }
         };
-        let before = self.rules.handle.shared.before();
+        let before = self.rules.handle.shared.flights.now();
         let mut looked = None;
         if self.rules.handle.shared.shelf.storage.answers_at_once() {
             let now = look_up_now(&self.rules, &ask, &request);
@@ -229,7 +229,7 @@ async fn answer<S, B, R>(
     inner: S,
     request: Request<B>,
     ask: Ask,
-    mut before: Before,
+    mut before: Moment,
     mut looked: Option<Looked>,
 ) -> Result<Response<ResponseBody<R>>, S::Error>
 where
@@ -248,7 +248,7 @@ where
         let mut now = match looked.take() {
             Some(looked) => looked,
             None => {
-                before = shared.before();
+                before = shared.flights.now();
                 rules.look_up(&ask, request.headers()).await
             }
         };
@@ -311,6 +311,7 @@ where
                 failures += 1;
                 looked = Some(now);
             }
+            Ok(Landing::TooEarly) => looked = Some(now),
             Ok(Landing::Alone) | Err(_) => {
                 failures = RETRIES + 1;
                 looked = Some(now);
@@ -327,7 +328,7 @@ fn give<S, B, R>(
     inner: S,
     request: Request<B>,
     ask: Ask,
-    before: Before,
+    before: Moment,
     looked: Looked,
     outcome: Outcome,
     renew: bool,

@@ -95,10 +95,10 @@ pub(super) fn weight(stored: &Stored) -> usize {
     match stored {
         Stored::Response(response) => {
             let fields = response.headers.iter().map(|(_, value)| FIELD + value.len());
-            256 + response.body.len() + fields.sum::<usize>()
+            256 + response.body.len() + response.tags.encoded().len() + fields.sum::<usize>()
         }
         Stored::Variants(specs) => 128 + specs.iter().map(|spec| FIELD * spec.len()).sum::<usize>(),
-        Stored::Value(value) => 256 + value.bytes.len(),
+        Stored::Value(value) => 256 + value.bytes.len() + value.tags.encoded().len(),
     }
 }
 
@@ -239,7 +239,12 @@ impl Shelf {
         if let Some(known) = &known {
             get = get.with_known(known.version);
         }
-        let lookup = self.storage.get(&self.storage_key(key), get).await?;
+        let mut lookup = self.storage.get(&self.storage_key(key), get).await?;
+        let is_another = |known: &Known| lookup.fence.is_none_or(|fence| !known.is_of(fence));
+        let is_unchanged = lookup.entry.as_ref().is_some_and(|entry| entry.unchanged);
+        if is_unchanged && known.as_ref().is_none_or(is_another) {
+            lookup = self.storage.get(&self.storage_key(key), wanted()).await?;
+        }
         if let Some(fence) = lookup.fence {
             near.observe(fence, sent);
         }

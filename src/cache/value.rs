@@ -230,12 +230,12 @@ impl CacheHandle {
         let began = Instant::now();
         let mut failures = 0;
         let mut looked = None;
-        let mut before = shared.before();
+        let mut before = shared.flights.now();
         loop {
             let now = match looked.take() {
                 Some(looked) => looked,
                 None => {
-                    before = shared.before();
+                    before = shared.flights.now();
                     shared.look_up_value(&key).await
                 }
             };
@@ -269,6 +269,7 @@ impl CacheHandle {
                             failures = RETRIES + 1;
                         }
                         Ok(Landing::Failed) => failures += 1,
+                        Ok(Landing::TooEarly) => {}
                         Ok(Landing::Alone) | Err(_) => failures = RETRIES + 1,
                     }
                     looked = Some(now);
@@ -375,6 +376,9 @@ impl Making {
             Some(_) => None,
             None => shared.outage.acquire().await.ok(),
         };
+        if let Some(leader) = &self.leader {
+            leader.depart();
+        }
         let asked = Instant::now();
         let value = match fill().await {
             Ok(value) => value,

@@ -6,3 +6,7 @@ mod support;
 mod basics;
 mod commands;
 mod stampede;
+mod near;
+mod purge_race;
+mod purge_race_redis;
+mod world;

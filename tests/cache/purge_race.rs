@@ -1,0 +1,70 @@
+//! A purge is seen by every later lookup, and what was read before it is never served after it.
+
+use std::{sync::Arc, time::Duration};
+
+use tower_keep::{
+    MemoryStorage, Storage,
+    cache::{CacheHandle, NearCache},
+    storage::AnyStorage,
+};
+
+use crate::world::{Counts, Dice, Distant, Rules, World, count};
+
+fn cache(storage: AnyStorage, near: Option<NearCache>) -> CacheHandle {
+    let builder = CacheHandle::builder(storage).with_hit_for_miss(Duration::ZERO);
+    match near {
+        Some(near) => builder.with_near_cache(near).build(),
+        None => builder.build(),
+    }
+}
+
+fn maybe_near(dice: &Dice) -> Option<NearCache> {
+    dice.one_in(2).then(|| NearCache::strict(1 << 20))
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_memory_nothing_old_is_served_after_a_purge() {
+    let (rounds, counts) = (count(1_000, 10_000), Arc::default());
+    for seed in 0..rounds {
+        let dice = Dice::new(seed as u64);
+        let caches = vec![cache(MemoryStorage::new().erase(), maybe_near(&dice))];
+        World::new(Rules::thrown(&dice), &dice, caches, &counts).run().await;
+    }
+    Counts::check(&counts, "memory", rounds);
+}
+
+async fn across_a_network(rounds: usize, losses: u64, forging: bool) -> Arc<Counts> {
+    let counts = Arc::default();
+    for seed in 0..rounds {
+        let dice = Dice::new(seed as u64);
+        let memory = MemoryStorage::new();
+        let node = || {
+            let storage = Distant::new(&memory, &dice, losses);
+            let storage = if forging { storage.forging() } else { storage };
+            cache(storage.erase(), maybe_near(&dice))
+        };
+        let caches = vec![node(), node()];
+        World::new(Rules::thrown(&dice), &dice, caches, &counts).run().await;
+    }
+    counts
+}
+
+#[tokio::test(start_paused = true)]
+async fn across_a_network_nothing_old_is_served_after_a_purge() {
+    let rounds = count(400, 10_000);
+    across_a_network(rounds, 0, false).await.check("two nodes", rounds);
+}
+
+#[tokio::test(start_paused = true)]
+async fn across_a_network_that_loses_messages_nothing_old_is_served_after_a_purge() {
+    let rounds = count(400, 10_000);
+    across_a_network(rounds, 12, false).await.check("two nodes, messages lost", rounds);
+}
+
+/// The world would notice.
+#[tokio::test(start_paused = true)]
+async fn without_the_fence_of_the_lookup_something_old_is_served() {
+    let counts = across_a_network(50, 0, true).await;
+    println!("{counts}");
+    assert!(!counts.violations.lock().unwrap().is_empty());
+}
