@@ -329,10 +329,13 @@ impl Fill {
             let stored = draft.response(parts.status, chunks.join(), fill_time, policy);
             let ttl = draft.storable.freshness.ttl_seconds(Duration::ZERO);
             let outcome = Outcome { stored: true, ..Outcome::new(Source::Handler).with_ttl(ttl) };
+            // Only what comes from another cache is not of this moment.
+            let has_age = parts.headers.contains_key(header::AGE);
+            let age = has_age.then(|| draft.storable.freshness.age(Duration::ZERO));
             let answer = || {
                 let stored = Arc::clone(&stored);
                 let (headers, wishes) = (&client.headers, &self.ask.wishes);
-                reply::send(policy, stored, None, headers, wishes.head, self.forwarded, outcome)
+                reply::send(policy, stored, age, headers, wishes.head, self.forwarded, outcome)
             };
             if shared.shelf.storage.capabilities().local {
                 // The next request of whoever gets this finds it.
