@@ -425,7 +425,7 @@ impl Probe {
         let service = Cache::new(handler, cache.clone(), (self.policy)(policy));
         let mut failures = Vec::new();
         for (number, step) in self.steps.iter().enumerate() {
-            let before = runs.load(SeqCst);
+            let (before, tasks) = (runs.load(SeqCst), alive_tasks());
             let failure = match step {
                 Step::Purge(tag) => cache.invalidate([tag]).await.err().map(|it| it.to_string()),
                 Step::Crowd(clients, ask) => {
@@ -447,8 +447,24 @@ impl Probe {
                 }
             };
             failures.extend(failure.map(|failure| format!("step {}: {failure}", number + 1)));
+            settle(tasks).await;
         }
         failures
+    }
+}
+
+fn alive_tasks() -> usize {
+    tokio::runtime::Handle::current().metrics().num_alive_tasks()
+}
+
+/// Waits until the task of a fill has ended: where the storage is remote, a client has its answer
+/// before that is stored.
+async fn settle(tasks: usize) {
+    for _ in 0..200 {
+        if alive_tasks() <= tasks {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
