@@ -9,6 +9,7 @@ mod support;
 
 mod basics;
 mod bodies;
+mod outcomes;
 mod probe;
 mod probes;
 mod stage;
