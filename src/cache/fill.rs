@@ -529,7 +529,8 @@ impl Fill {
         outcome.handler_status = status;
         let looked =
             Looked { found: Some(stale.clone()), fence: None, key: self.looked.key.clone() };
-        let answer = reply::hit(&self.rules.policy, looked, &client.headers, &self.ask, outcome);
+        let (policy, forwarded) = (&self.rules.policy, self.forwarded);
+        let answer = reply::hit(policy, looked, &client.headers, &self.ask, forwarded, outcome);
         let _ = reply.send(Ok(answer));
         let vary = stale.response().and_then(|stored| control::vary(&stored.headers));
         let landing = match vary {
@@ -554,7 +555,8 @@ impl Fill {
         let Looked { found, fence, key } = &self.looked;
         let looked = Looked { found: found.clone(), fence: *fence, key: key.clone() };
         let outcome = Outcome::new(Source::Collapsed).with_ttl(ttl);
-        let answer = reply::hit(&self.rules.policy, looked, request, &self.ask, outcome);
+        let (policy, forwarded) = (&self.rules.policy, self.forwarded);
+        let answer = reply::hit(policy, looked, request, &self.ask, forwarded, outcome);
         let _ = reply.send(Ok(answer));
         let found = self.looked.found.clone();
         let vary =

@@ -203,8 +203,14 @@ where
                 && !self.rules.renews_early(&now, ttl)
             {
                 let outcome = Outcome::new(Source::Hit).with_ttl(ttl);
-                let response =
-                    reply::hit(&self.rules.policy, now, request.headers(), &ask, outcome);
+                let response = reply::hit(
+                    &self.rules.policy,
+                    now,
+                    request.headers(),
+                    &ask,
+                    Forward::Stale,
+                    outcome,
+                );
                 return ResponseFuture::ready(response);
             }
             looked = Some(now);
@@ -301,7 +307,7 @@ where
         let left = policy.fill_timeout.saturating_sub(began.elapsed());
         match timeout(left, follower.landing()).await {
             Ok(Landing::Shared(landed)) => {
-                if let Some(response) = share(&rules, landed, &request, &ask) {
+                if let Some(response) = share(&rules, landed, &request, &ask, forwarded) {
                     return Ok(response);
                 }
                 // Another variant, or not for this request.
@@ -342,11 +348,11 @@ where
     R::Error: Send,
 {
     if !renew || ask.wishes.head {
-        return reply::hit(&rules.policy, looked, request.headers(), &ask, outcome);
+        return reply::hit(&rules.policy, looked, request.headers(), &ask, Forward::Stale, outcome);
     }
     let shared = &rules.handle.shared;
     let old = Looked { found: looked.found.clone(), fence: looked.fence, key: looked.key.clone() };
-    let response = reply::hit(&rules.policy, old, request.headers(), &ask, outcome);
+    let response = reply::hit(&rules.policy, old, request.headers(), &ask, Forward::Stale, outcome);
     let flight = FlightKey::of(&looked, purges);
     if let Ok(permit) = Arc::clone(&shared.refreshes).try_acquire_owned()
         && let Boarding::Lead(leader) = shared.flights.board(flight)
@@ -363,6 +369,7 @@ fn share<B, R: Body>(
     landed: Landed,
     request: &Request<B>,
     ask: &Ask,
+    forwarded: Forward,
 ) -> Option<Response<ResponseBody<R>>> {
     let Landed { found, vary, key, instead_of_error } = landed;
     if !vary.is_empty() && variant(&ask.key, &vary, request.headers()) != key {
@@ -376,7 +383,7 @@ fn share<B, R: Body>(
         }
         _ => return None,
     };
-    Some(reply::hit(&rules.policy, looked, request.headers(), ask, outcome))
+    Some(reply::hit(&rules.policy, looked, request.headers(), ask, forwarded, outcome))
 }
 
 /// Lets a request pass, and stores nothing.
