@@ -527,6 +527,7 @@ impl Fill {
     ) {
         let mut outcome = Outcome::new(Source::Stale).with_reason("stale-if-error");
         outcome.handler_status = status;
+        outcome.ttl = stale.stale_ttl();
         let looked =
             Looked { found: Some(stale.clone()), fence: None, key: self.looked.key.clone() };
         let (policy, forwarded) = (&self.rules.policy, self.forwarded);

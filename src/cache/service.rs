@@ -20,7 +20,7 @@ use super::{
     handle::{FlightKey, Landed, Purge},
     key::{CacheKey, host, target},
     reply,
-    shelf::{Looked, variant},
+    shelf::{Found, Looked, variant},
     tags::stored as tag,
 };
 use crate::{RequestHead, marks::SessionMark, storage::Result as StorageResult};
@@ -379,7 +379,8 @@ fn share<B, R: Body>(
     let outcome = match rules.reuse(&looked, &ask.wishes) {
         Reuse::Fresh { ttl_seconds: ttl } => Outcome::new(Source::Collapsed).with_ttl(ttl),
         Reuse::Revalidate | Reuse::StaleWhileRevalidate { .. } if instead_of_error => {
-            Outcome::new(Source::Stale).with_reason("stale-if-error")
+            let ttl = looked.found.as_ref().and_then(Found::stale_ttl);
+            Outcome { ttl, ..Outcome::new(Source::Stale).with_reason("stale-if-error") }
         }
         _ => return None,
     };
