@@ -300,6 +300,8 @@ impl Fill {
         let derived = client.derived.iter().map(|tag| tag.as_bytes());
         let own = tag_rule.collect(own.as_ref(), headers, derived)?;
         tag_rule.forward(&mut parts.headers, &own);
+        // If it is there, the policy strips it; who asks first gets no other answer than the rest.
+        parts.headers.remove(header::SET_COOKIE);
         let headers = control::stored_headers(&parts.headers, control, now);
         Ok(Draft { storable, own, groups: control::groups(&parts.headers), headers, length })
     }
