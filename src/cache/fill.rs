@@ -289,7 +289,9 @@ impl Fill {
         }
         let (now, delay) = (clock::since_epoch(), client.asked.elapsed());
         let (headers, control) = (&parts.headers, &rules.policy.rules);
-        let storable = control::store(&client.facts, parts.status, headers, control, now, delay)?;
+        let mut storable =
+            control::store(&client.facts, parts.status, headers, control, now, delay)?;
+        storable.freshness = jittered(storable.freshness, rules.policy.jitter);
         let max = rules.policy.max_body as u64;
         let length = content_length(headers);
         if length.is_some_and(|length| length > max) || body.size_hint().lower() > max {
@@ -623,7 +625,7 @@ impl Draft {
         Arc::new(Stored::Response(StoredResponse {
             status,
             headers,
-            freshness: jittered(self.storable.freshness, policy.jitter),
+            freshness: self.storable.freshness,
             fill_time,
             tags: self.own.clone(),
             body,
