@@ -65,7 +65,16 @@ pub(super) fn is_shareable(policy: &Policy, wishes: &Wishes, looked: &Looked) ->
 
 /// The condition under which what is stored need not be made anew.
 fn condition(looked: &Looked) -> Option<control::Condition> {
-    control::revalidation(&looked.found.as_ref()?.response()?.headers)
+    let headers = &looked.found.as_ref()?.response()?.headers;
+    // A handler that is asked for an entity tag it has never given must ignore the date
+    // (RFC 9110 §13.1.3), and so never confirms anything.
+    if headers.contains_key(header::LAST_MODIFIED) && headers.get(header::ETAG).is_some_and(is_own)
+    {
+        let mut dated = headers.clone();
+        dated.remove(header::ETAG);
+        return control::revalidation(&dated);
+    }
+    control::revalidation(headers)
 }
 
 /// What is kept of the request while the handler has it.
@@ -771,7 +780,13 @@ fn etag(body: &[u8]) -> HeaderValue {
     let mut hasher = SipHasher13::new();
     hasher.write(body);
     let hash = hasher.finish128().as_u128();
-    HeaderValue::from_str(&format!("\"tk-{hash:032x}\"")).expect("letters and digits")
+    HeaderValue::from_str(&format!("{OWN_ETAG}{hash:032x}\"")).expect("letters and digits")
+}
+
+const OWN_ETAG: &str = "\"tk-";
+
+fn is_own(etag: &HeaderValue) -> bool {
+    etag.as_bytes().starts_with(OWN_ETAG.as_bytes())
 }
 
 /// From 0 up to 1, not for secrets.
