@@ -246,7 +246,7 @@ impl Fill {
         }
         let facts = RequestFacts::new(head, &policy.rules);
         let mark = head.extensions().get::<SessionMark>().cloned();
-        request.extensions_mut().insert(Inside::of(&self.rules));
+        Inside::enter(&self.rules, request.extensions_mut());
 
         let client = request.headers().clone();
         let headers = request.headers_mut();

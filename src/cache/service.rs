@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Request, Response, StatusCode, Uri, header};
+use http::{Extensions, HeaderMap, Request, Response, StatusCode, Uri, header};
 use http_body::Body;
 use tokio::time::{Instant, timeout};
 use tower_service::Service;
@@ -85,24 +85,36 @@ enum Plan {
     Invalidate,
     /// It goes to the handler, for this reason.
     Pass(Forward, &'static str),
+    /// The same cache has it in hand already, further out.
+    Inside,
 }
 
-/// In the extensions of a request that is inside of a cache: the same one need not look again.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Inside(usize);
+/// In the extensions of a request that is inside of caches: none of them need look again, nor take
+/// from the answer what another layer of it has yet to read.
+#[derive(Debug, Clone)]
+pub(super) struct Inside {
+    handle: usize,
+    outer: Option<Arc<Inside>>,
+}
 
 impl Inside {
-    pub(super) fn of(rules: &Rules) -> Self {
-        Self(Arc::as_ptr(&rules.handle.shared).addr())
+    /// Marks a request that goes inside of this cache.
+    pub(super) fn enter(rules: &Rules, extensions: &mut Extensions) {
+        let outer = extensions.remove::<Self>().map(Arc::new);
+        extensions.insert(Self { handle: rules.handle.address(), outer });
+    }
+
+    fn is_of(&self, rules: &Rules) -> bool {
+        self.handle == rules.handle.address()
+            || self.outer.as_ref().is_some_and(|outer| outer.is_of(rules))
     }
 }
 
 impl Rules {
     fn plan<B: Body>(&self, request: &Request<B>) -> Plan {
         let head = RequestHead::new(request);
-        let inside = head.extensions().get::<Inside>();
-        if inside.is_some_and(|inside| inside.0 == Inside::of(self).0) {
-            return Plan::Pass(Forward::Bypass, "inside");
+        if head.extensions().get::<Inside>().is_some_and(|inside| inside.is_of(self)) {
+            return Plan::Inside;
         }
         let wishes = match control::enter(head, has_body(request), &self.policy.rules) {
             Entrance::Lookup(wishes) => wishes,
@@ -189,6 +201,12 @@ where
             Plan::Invalidate => {
                 let (rules, inner) = (Arc::clone(&self.rules), self.inner.clone());
                 return ResponseFuture::waiting(invalidate(rules, inner, request));
+            }
+            Plan::Inside => {
+                let answer = oneshot(self.inner.clone(), request);
+                return ResponseFuture::waiting(async {
+                    answer.await.map(|response| response.map(ResponseBody::inner))
+                });
             }
             Plan::Pass(forwarded, reason) => {
                 let (rules, inner) = (Arc::clone(&self.rules), self.inner.clone());

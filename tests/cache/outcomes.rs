@@ -16,7 +16,7 @@ use axum::{
 };
 use http::{HeaderValue, Request, Response, StatusCode, response};
 use http_body_util::BodyExt;
-use tokio::time::{advance, sleep};
+use tokio::time::{Instant, advance, sleep};
 use tower::ServiceExt;
 use tower_keep::{
     MemoryStorage,
@@ -471,8 +471,10 @@ async fn of_two_layers_on_one_handle_the_outer_one_stores_and_purges_reach_it() 
             app = app.layer(layer(&other));
         }
         let app = app.layer(layer(&cache));
+        let began = Instant::now();
         let (response, body) = send(&app, "GET", "/").await;
         assert_eq!(body, "1");
+        assert_eq!(began.elapsed(), Duration::ZERO, "the layers have waited for each other");
         for name in ["tower-keep-cache-control", "surrogate-key"] {
             assert!(!response.headers().contains_key(name), "{name} is for the cache alone");
         }
