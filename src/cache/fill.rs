@@ -341,7 +341,8 @@ impl Fill {
         {
             let stored = draft.response(parts.status, chunks.join(), fill_time, policy);
             let ttl = draft.storable.freshness.ttl_seconds(Duration::ZERO);
-            let outcome = Outcome { stored: true, ..Outcome::new(Source::Handler).with_ttl(ttl) };
+            let outcome = Outcome::new(Source::Handler).with_ttl(ttl);
+            let outcome = Outcome { stored: self.looked.fence.is_some(), ..outcome };
             // Only what comes from another cache is not of this moment.
             let has_age = parts.headers.contains_key(header::AGE);
             let age = has_age.then(|| draft.storable.freshness.age(Duration::ZERO));
@@ -369,8 +370,9 @@ impl Fill {
         for chunk in &chunks.chunks {
             let _ = pieces.send(Piece::Data(chunk.clone()));
         }
-        let outcome = Outcome { stored: true, ..Outcome::new(Source::Handler) }
-            .with_ttl(draft.storable.freshness.ttl_seconds(Duration::ZERO));
+        let outcome =
+            Outcome { stored: self.looked.fence.is_some(), ..Outcome::new(Source::Handler) }
+                .with_ttl(draft.storable.freshness.ttl_seconds(Duration::ZERO));
         let status = parts.status;
         let response = Response::from_parts(parts, ());
         let mut response = reply::pass_head(policy, response, self.forwarded, outcome);
@@ -497,7 +499,7 @@ impl Fill {
             Ok(storable) => {
                 stored.freshness = jittered(storable.freshness, policy.jitter);
                 outcome = outcome.with_ttl(stored.freshness.ttl_seconds(Duration::ZERO));
-                outcome.stored = true;
+                outcome.stored = self.looked.fence.is_some();
                 let groups = control::groups(&stored.headers);
                 let headers = HeaderMap::new();
                 let draft = Draft { storable, own, groups, headers, length: None };

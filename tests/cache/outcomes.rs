@@ -23,7 +23,11 @@ use tower_keep::{
     cache::{CacheHandle, CacheLayer, CacheTags, Outcome, Policy, Source, StatusHeader},
 };
 
-use crate::stage::{Broken, Stage, calm, get, of_status, ok, outcome, request, whole};
+use crate::{
+    redis_storage,
+    stage::{Broken, Stage, calm, get, of_status, ok, outcome, request, whole},
+    support::RedisServer,
+};
 
 const TTL: Duration = Duration::from_secs(60);
 const LONG_AGO: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
@@ -85,6 +89,17 @@ async fn a_live_body_is_said_to_be_stored() {
     run.respond_ok();
     let response = client.await.unwrap().unwrap();
     assert_eq!(cache_status(&response), "tower-keep; fwd=uri-miss; stored; ttl=60");
+}
+
+#[tokio::test]
+async fn nothing_is_said_to_be_stored_while_the_storage_is_out_of_order() {
+    let mut server = RedisServer::start();
+    let cache = CacheHandle::new(redis_storage(&server.url(), "tk").await);
+    server.kill();
+    let stage = Stage::on(cache, output());
+    let made = stage.made(ok(), "new").await;
+    assert_eq!((outcome(&made).source, outcome(&made).stored), (Source::Handler, false));
+    assert!(!cache_status(&made).contains("stored"));
 }
 
 #[tokio::test(start_paused = true)]
