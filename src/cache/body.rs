@@ -156,7 +156,7 @@ impl<R: Body> Body for ResponseBody<R> {
             State::Whole { bytes } => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            State::Live { left, .. } => left.clone(),
+            State::Live { left, .. } => *left,
             State::Ended => SizeHint::with_exact(0),
         }
     }

@@ -305,6 +305,7 @@ impl Shelf {
 
     /// Stores a response under its target, or under its variant and the list of variants' fields
     /// under the target.
+    #[expect(clippy::too_many_arguments, reason = "all of it is the response")]
     pub(super) async fn put_response(
         &self,
         primary: &CacheKey,
