@@ -65,7 +65,16 @@ pub(super) fn is_shareable(policy: &Policy, wishes: &Wishes, looked: &Looked) ->
 
 /// The condition under which what is stored need not be made anew.
 fn condition(looked: &Looked) -> Option<control::Condition> {
-    control::revalidation(&looked.found.as_ref()?.response()?.headers)
+    let headers = &looked.found.as_ref()?.response()?.headers;
+    // A handler that is asked for an entity tag it has never given must ignore the date
+    // (RFC 9110 §13.1.3), and so never confirms anything.
+    if headers.contains_key(header::LAST_MODIFIED) && headers.get(header::ETAG).is_some_and(is_own)
+    {
+        let mut dated = headers.clone();
+        dated.remove(header::ETAG);
+        return control::revalidation(&dated);
+    }
+    control::revalidation(headers)
 }
 
 /// What is kept of the request while the handler has it.
@@ -240,10 +249,11 @@ impl Fill {
         }
         let facts = RequestFacts::new(head, &policy.rules);
         let mark = head.extensions().get::<SessionMark>().cloned();
-        request.extensions_mut().insert(Inside::of(&self.rules));
+        Inside::enter(&self.rules, request.extensions_mut());
         if let Some(target) = policy.key.query.kept(request.uri()) {
             *request.uri_mut() = target;
         }
+
         let client = request.headers().clone();
         let headers = request.headers_mut();
         if policy.rules.output.is_some() {
@@ -294,7 +304,9 @@ impl Fill {
         }
         let (now, delay) = (clock::since_epoch(), client.asked.elapsed());
         let (headers, control) = (&parts.headers, &rules.policy.rules);
-        let storable = control::store(&client.facts, parts.status, headers, control, now, delay)?;
+        let mut storable =
+            control::store(&client.facts, parts.status, headers, control, now, delay)?;
+        storable.freshness = jittered(storable.freshness, rules.policy.jitter);
         let max = rules.policy.max_body as u64;
         let length = content_length(headers);
         if length.is_some_and(|length| length > max) || body.size_hint().lower() > max {
@@ -305,6 +317,8 @@ impl Fill {
         let derived = client.derived.iter().map(|tag| tag.as_bytes());
         let own = tag_rule.collect(own.as_ref(), headers, derived)?;
         tag_rule.forward(&mut parts.headers, &own);
+        // If it is there, the policy strips it; who asks first gets no other answer than the rest.
+        parts.headers.remove(header::SET_COOKIE);
         let headers = control::stored_headers(&parts.headers, control, now);
         Ok(Draft { storable, own, groups: control::groups(&parts.headers), headers, length })
     }
@@ -333,11 +347,15 @@ impl Fill {
         {
             let stored = draft.response(parts.status, chunks.join(), fill_time, policy);
             let ttl = draft.storable.freshness.ttl_seconds(Duration::ZERO);
-            let outcome = Outcome { stored: true, ..Outcome::new(Source::Handler).with_ttl(ttl) };
+            let outcome = Outcome::new(Source::Handler).with_ttl(ttl);
+            let outcome = Outcome { stored: self.looked.fence.is_some(), ..outcome };
+            // Only what comes from another cache is not of this moment.
+            let has_age = parts.headers.contains_key(header::AGE);
+            let age = has_age.then(|| draft.storable.freshness.age(Duration::ZERO));
             let answer = || {
                 let stored = Arc::clone(&stored);
                 let (headers, wishes) = (&client.headers, &self.ask.wishes);
-                reply::send(policy, stored, None, headers, wishes.head, self.forwarded, outcome)
+                reply::send(policy, stored, age, headers, wishes.head, self.forwarded, outcome)
             };
             if shared.shelf.storage.capabilities().local {
                 // The next request of whoever gets this finds it.
@@ -358,8 +376,9 @@ impl Fill {
         for chunk in &chunks.chunks {
             let _ = pieces.send(Piece::Data(chunk.clone()));
         }
-        let outcome = Outcome { stored: true, ..Outcome::new(Source::Handler) }
-            .with_ttl(draft.storable.freshness.ttl_seconds(Duration::ZERO));
+        let outcome =
+            Outcome { stored: self.looked.fence.is_some(), ..Outcome::new(Source::Handler) }
+                .with_ttl(draft.storable.freshness.ttl_seconds(Duration::ZERO));
         let status = parts.status;
         let response = Response::from_parts(parts, ());
         let mut response = reply::pass_head(policy, response, self.forwarded, outcome);
@@ -490,7 +509,7 @@ impl Fill {
                 stored.tags = own.clone();
                 stored.freshness = jittered(storable.freshness, policy.jitter);
                 outcome = outcome.with_ttl(stored.freshness.ttl_seconds(Duration::ZERO));
-                outcome.stored = true;
+                outcome.stored = self.looked.fence.is_some();
                 let groups = control::groups(&stored.headers);
                 let headers = HeaderMap::new();
                 let draft = Draft { storable, own, groups, headers, length: None };
@@ -536,9 +555,11 @@ impl Fill {
     ) {
         let mut outcome = Outcome::new(Source::Stale).with_reason("stale-if-error");
         outcome.handler_status = status;
+        outcome.ttl = stale.stale_ttl();
         let looked =
             Looked { found: Some(stale.clone()), fence: None, key: self.looked.key.clone() };
-        let answer = reply::hit(&self.rules.policy, looked, &client.headers, &self.ask, outcome);
+        let (policy, forwarded) = (&self.rules.policy, self.forwarded);
+        let answer = reply::hit(policy, looked, &client.headers, &self.ask, forwarded, outcome);
         let _ = reply.send(Ok(answer));
         let vary = stale.response().and_then(|stored| control::vary(&stored.headers));
         let landing = match vary {
@@ -563,7 +584,8 @@ impl Fill {
         let Looked { found, fence, key } = &self.looked;
         let looked = Looked { found: found.clone(), fence: *fence, key: key.clone() };
         let outcome = Outcome::new(Source::Collapsed).with_ttl(ttl);
-        let answer = reply::hit(&self.rules.policy, looked, request, &self.ask, outcome);
+        let (policy, forwarded) = (&self.rules.policy, self.forwarded);
+        let answer = reply::hit(policy, looked, request, &self.ask, forwarded, outcome);
         let _ = reply.send(Ok(answer));
         let found = self.looked.found.clone();
         let vary =
@@ -627,7 +649,7 @@ impl Draft {
         Arc::new(Stored::Response(StoredResponse {
             status,
             headers,
-            freshness: jittered(self.storable.freshness, policy.jitter),
+            freshness: self.storable.freshness,
             fill_time,
             tags: self.own.clone(),
             body,
@@ -773,7 +795,13 @@ fn etag(body: &[u8]) -> HeaderValue {
     let mut hasher = SipHasher13::new();
     hasher.write(body);
     let hash = hasher.finish128().as_u128();
-    HeaderValue::from_str(&format!("\"tk-{hash:032x}\"")).expect("letters and digits")
+    HeaderValue::from_str(&format!("{OWN_ETAG}{hash:032x}\"")).expect("letters and digits")
+}
+
+const OWN_ETAG: &str = "\"tk-";
+
+fn is_own(etag: &HeaderValue) -> bool {
+    etag.as_bytes().starts_with(OWN_ETAG.as_bytes())
 }
 
 /// From 0 up to 1, not for secrets.

@@ -342,6 +342,13 @@ impl CacheHandle {
     }
 }
 
+impl CacheHandle {
+    /// What tells this cache from others of the process.
+    pub(super) fn address(&self) -> usize {
+        Arc::as_ptr(&self.shared).addr()
+    }
+}
+
 impl fmt::Debug for CacheHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CacheHandle")

@@ -24,12 +24,12 @@ pub(super) fn hit<R: Body>(
     looked: Looked,
     request: &HeaderMap,
     ask: &Ask,
+    forwarded: Forward,
     outcome: Outcome,
 ) -> Response<ResponseBody<R>> {
     let found = looked.found.expect("a hit has found something");
     let resident = found.resident();
     let age = found.response().map(|stored| stored.freshness.age(resident));
-    let forwarded = Forward::Stale;
     send(policy, found.stored, age, request, ask.wishes.head, forwarded, outcome)
 }
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Request, Response, StatusCode, header};
+use http::{Extensions, HeaderMap, Request, Response, StatusCode, header};
 use http_body::Body;
 use tokio::time::{Instant, timeout};
 use tower_service::Service;
@@ -20,7 +20,7 @@ use super::{
     handle::{Landed, Purge},
     key::{CacheKey, host, target},
     reply,
-    shelf::{Looked, variant},
+    shelf::{Found, Looked, variant},
     tags::stored as tag,
 };
 use crate::{RequestHead, marks::SessionMark, storage::Result as StorageResult};
@@ -85,24 +85,36 @@ enum Plan {
     Invalidate,
     /// It goes to the handler, for this reason.
     Pass(Forward, &'static str),
+    /// The same cache has it in hand already, further out.
+    Inside,
 }
 
-/// In the extensions of a request that is inside of a cache: the same one need not look again.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Inside(usize);
+/// In the extensions of a request that is inside of caches: none of them need look again, nor take
+/// from the answer what another layer of it has yet to read.
+#[derive(Debug, Clone)]
+pub(super) struct Inside {
+    handle: usize,
+    outer: Option<Arc<Inside>>,
+}
 
 impl Inside {
-    pub(super) fn of(rules: &Rules) -> Self {
-        Self(Arc::as_ptr(&rules.handle.shared).addr())
+    /// Marks a request that goes inside of this cache.
+    pub(super) fn enter(rules: &Rules, extensions: &mut Extensions) {
+        let outer = extensions.remove::<Self>().map(Arc::new);
+        extensions.insert(Self { handle: rules.handle.address(), outer });
+    }
+
+    fn is_of(&self, rules: &Rules) -> bool {
+        self.handle == rules.handle.address()
+            || self.outer.as_ref().is_some_and(|outer| outer.is_of(rules))
     }
 }
 
 impl Rules {
     fn plan<B: Body>(&self, request: &Request<B>) -> Plan {
         let head = RequestHead::new(request);
-        let inside = head.extensions().get::<Inside>();
-        if inside.is_some_and(|inside| inside.0 == Inside::of(self).0) {
-            return Plan::Pass(Forward::Bypass, "inside");
+        if head.extensions().get::<Inside>().is_some_and(|inside| inside.is_of(self)) {
+            return Plan::Inside;
         }
         let wishes = match control::enter(head, has_body(request), &self.policy.rules) {
             Entrance::Lookup(wishes) => wishes,
@@ -190,6 +202,12 @@ where
                 let (rules, inner) = (Arc::clone(&self.rules), self.inner.clone());
                 return ResponseFuture::waiting(invalidate(rules, inner, request));
             }
+            Plan::Inside => {
+                let answer = oneshot(self.inner.clone(), request);
+                return ResponseFuture::waiting(async {
+                    answer.await.map(|response| response.map(ResponseBody::inner))
+                });
+            }
             Plan::Pass(forwarded, reason) => {
                 let (rules, inner) = (Arc::clone(&self.rules), self.inner.clone());
                 return ResponseFuture::waiting(pass(rules, inner, request, forwarded, reason));
@@ -203,8 +221,14 @@ where
                 && !self.rules.renews_early(&now, ttl)
             {
                 let outcome = Outcome::new(Source::Hit).with_ttl(ttl);
-                let response =
-                    reply::hit(&self.rules.policy, now, request.headers(), &ask, outcome);
+                let response = reply::hit(
+                    &self.rules.policy,
+                    now,
+                    request.headers(),
+                    &ask,
+                    Forward::Stale,
+                    outcome,
+                );
                 return ResponseFuture::ready(response);
             }
             looked = Some(now);
@@ -301,7 +325,7 @@ where
         let left = policy.fill_timeout.saturating_sub(began.elapsed());
         match timeout(left, follower.landing()).await {
             Ok(Landing::Shared(landed)) => {
-                if let Some(response) = share(&rules, landed, &request, &ask) {
+                if let Some(response) = share(&rules, landed, &request, &ask, forwarded) {
                     return Ok(response);
                 }
                 // Another variant, or not for this request.
@@ -343,11 +367,11 @@ where
     R::Error: Send,
 {
     if !renew || ask.wishes.head {
-        return reply::hit(&rules.policy, looked, request.headers(), &ask, outcome);
+        return reply::hit(&rules.policy, looked, request.headers(), &ask, Forward::Stale, outcome);
     }
     let shared = &rules.handle.shared;
     let old = Looked { found: looked.found.clone(), fence: looked.fence, key: looked.key.clone() };
-    let response = reply::hit(&rules.policy, old, request.headers(), &ask, outcome);
+    let response = reply::hit(&rules.policy, old, request.headers(), &ask, Forward::Stale, outcome);
     if let Ok(permit) = Arc::clone(&shared.refreshes).try_acquire_owned()
         && let Boarding::Lead(leader) = shared.board(&looked, before)
     {
@@ -363,6 +387,7 @@ fn share<B, R: Body>(
     landed: Landed,
     request: &Request<B>,
     ask: &Ask,
+    forwarded: Forward,
 ) -> Option<Response<ResponseBody<R>>> {
     let Landed { found, vary, key, instead_of_error } = landed;
     if !vary.is_empty() && variant(&ask.key, &vary, request.headers()) != key {
@@ -372,11 +397,12 @@ fn share<B, R: Body>(
     let outcome = match rules.reuse(&looked, &ask.wishes) {
         Reuse::Fresh { ttl_seconds: ttl } => Outcome::new(Source::Collapsed).with_ttl(ttl),
         Reuse::Revalidate | Reuse::StaleWhileRevalidate { .. } if instead_of_error => {
-            Outcome::new(Source::Stale).with_reason("stale-if-error")
+            let ttl = looked.found.as_ref().and_then(Found::stale_ttl);
+            Outcome { ttl, ..Outcome::new(Source::Stale).with_reason("stale-if-error") }
         }
         _ => return None,
     };
-    Some(reply::hit(&rules.policy, looked, request.headers(), ask, outcome))
+    Some(reply::hit(&rules.policy, looked, request.headers(), ask, forwarded, outcome))
 }
 
 /// Lets a request pass, and stores nothing.

@@ -64,6 +64,11 @@ impl Found {
         }
     }
 
+    /// Whole seconds that a stale response is past its end, as a negative time to live.
+    pub(super) fn stale_ttl(&self) -> Option<i64> {
+        Some(self.response()?.freshness.ttl_seconds(self.resident()).min(0))
+    }
+
     pub(super) fn value(&self) -> Option<&StoredValue> {
         match &*self.stored {
             Stored::Value(value) => Some(value),
@@ -305,6 +310,7 @@ impl Shelf {
 
     /// Stores a response under its target, or under its variant and the list of variants' fields
     /// under the target.
+    #[expect(clippy::too_many_arguments, reason = "all of it is the response")]
     pub(super) async fn put_response(
         &self,
         primary: &CacheKey,

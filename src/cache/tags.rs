@@ -5,7 +5,6 @@ use std::fmt;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-
 /// Akamai's and Fastly's bounds, the widest in use.
 const MOST_TAGS: usize = 128;
 const LONGEST_TAG: usize = 1024;

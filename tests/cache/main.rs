@@ -1,12 +1,35 @@
 //! The response cache, as its users see it.
 
+use std::time::Duration;
+
+use tower_keep::{RedisStorage, Storage, storage::AnyStorage};
+
 #[path = "../support/mod.rs"]
 mod support;
 
 mod basics;
+mod bodies;
 mod commands;
-mod stampede;
 mod near;
+mod outcomes;
+mod probe;
+mod probes;
 mod purge_race;
 mod purge_race_redis;
+mod stage;
+mod stampede;
 mod world;
+
+/// A storage on this server. A busy test machine may take longer than the default allows, and what
+/// a slow answer does is tested elsewhere.
+async fn redis_storage(url: &str, prefix: &str) -> AnyStorage {
+    RedisStorage::builder()
+        .url(url)
+        .prefix(prefix)
+        .decision_deadline(Duration::from_secs(10))
+        .entry_deadline(Duration::from_secs(10))
+        .build()
+        .await
+        .unwrap()
+        .erase()
+}
