@@ -214,27 +214,22 @@ where
             }
         };
         let before = self.rules.handle.shared.flights.now();
-        let mut looked = None;
+        let (mut looked, mut early) = (None, false);
         if self.rules.handle.shared.shelf.storage.answers_at_once() {
             let now = look_up_now(&self.rules, &ask, &request);
-            if let Reuse::Fresh { ttl_seconds: ttl } = self.rules.reuse(&now, &ask.wishes)
-                && !self.rules.renews_early(&now, ttl)
-            {
-                let outcome = Outcome::new(Source::Hit).with_ttl(ttl);
-                let response = reply::hit(
-                    &self.rules.policy,
-                    now,
-                    request.headers(),
-                    &ask,
-                    Forward::Stale,
-                    outcome,
-                );
-                return ResponseFuture::ready(response);
+            if let Reuse::Fresh { ttl_seconds: ttl } = self.rules.reuse(&now, &ask.wishes) {
+                early = self.rules.renews_early(&now, ttl);
+                if !early {
+                    let (policy, headers) = (&self.rules.policy, request.headers());
+                    let outcome = Outcome::new(Source::Hit).with_ttl(ttl);
+                    let response = reply::hit(policy, now, headers, &ask, Forward::Stale, outcome);
+                    return ResponseFuture::ready(response);
+                }
             }
             looked = Some(now);
         }
         let (rules, inner) = (Arc::clone(&self.rules), self.inner.clone());
-        ResponseFuture::waiting(answer(rules, inner, request, ask, before, looked))
+        ResponseFuture::waiting(answer(rules, inner, request, ask, before, looked, early))
     }
 }
 
@@ -247,7 +242,8 @@ fn look_up_now<B>(rules: &Rules, ask: &Ask, request: &Request<B>) -> Looked {
     }
 }
 
-/// Answers a request that may be answered from the storage.
+/// Answers a request that may be answered from the storage. `early`: the dice have fallen for what
+/// was looked up.
 async fn answer<S, B, R>(
     rules: Arc<Rules>,
     inner: S,
@@ -255,6 +251,7 @@ async fn answer<S, B, R>(
     ask: Ask,
     mut before: Moment,
     mut looked: Option<Looked>,
+    early: bool,
 ) -> Result<Response<ResponseBody<R>>, S::Error>
 where
     S: Service<Request<B>, Response = Response<R>> + Send + 'static,
@@ -279,7 +276,7 @@ where
         let forwarded = match rules.reuse(&now, &ask.wishes) {
             Reuse::Fresh { ttl_seconds: ttl } => {
                 let outcome = Outcome::new(Source::Hit).with_ttl(ttl);
-                let early = rules.renews_early(&now, ttl);
+                let early = early || rules.renews_early(&now, ttl);
                 return Ok(give(&rules, inner, request, ask, before, now, outcome, early));
             }
             Reuse::StaleWhileRevalidate { ttl_seconds: ttl } => {

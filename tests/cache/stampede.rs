@@ -29,6 +29,7 @@ use tower_keep::{
 
 use crate::support::{RedisServer, until};
 
+const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 /// How long the handlers here take.
 const WORK: Duration = Duration::from_millis(200);
@@ -742,14 +743,17 @@ async fn only_so_many_stale_answers_are_renewed_at_once() {
     sleep(2 * MINUTE).await;
     let mut rounds = 0;
     while work.calls() < 100 {
-        let (_, took) = burst("fifty stale targets", &app, requests()).await;
-        assert!(took < Duration::from_millis(5), "{took:?}");
-        sleep(WORK + Duration::from_millis(5)).await;
+        // The second time while those of the first are under way.
+        for _ in 0..2 {
+            let (_, took) = burst("fifty stale targets", &app, requests()).await;
+            assert!(took < Duration::from_millis(5), "{took:?}");
+            sleep(WORK / 2).await;
+        }
+        sleep(WORK / 4).await;
         rounds += 1;
     }
     assert_eq!(work.most(), 3);
     assert_eq!(rounds, 17);
-    // A refresh that fails gives its place back.
     no_task_is_left(0).await;
 }
 
@@ -991,4 +995,114 @@ async fn with_a_lease_two_nodes_make_a_value_once_in_all() {
     assert_eq!(values.iter().filter(|value| value.is_err()).count(), 1);
     assert_eq!(values.iter().filter(|value| matches!(value, Ok(1))).count(), 499);
     assert_eq!(work.calls(), 2);
+}
+
+/// The nodes take turns, as long as none of them knows better; who waits on one of them does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_lease_what_cannot_be_stored_takes_one_turn_of_each_node() {
+    let server = RedisServer::start();
+    let nodes = [CacheHandle::new(redis(&server).await), CacheHandle::new(redis(&server).await)];
+    let work = Work::default();
+    let handler = {
+        let work = work.clone();
+        move |_| {
+            let work = work.clone();
+            async move { answer("no-store", work.take(WORK).await) }
+        }
+    };
+    let [one, two] = nodes.map(|node| app(&node, output().with_lease(MINUTE), handler.clone()));
+    for (what, turns) in [("first", 3), ("then", 1)] {
+        let (one, two) = tokio::join!(
+            burst(format!("node 1, no-store with a lease, {what}"), &one, many(50)),
+            burst(format!("node 2, no-store with a lease, {what}"), &two, many(50)),
+        );
+        for (replies, took) in [one, two] {
+            assert_eq!(count(&replies, |reply| reply.status == 200), 50);
+            assert!(took < turns * WORK + Duration::from_secs(2), "{took:?}");
+        }
+    }
+    assert_eq!(work.calls(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_lease_a_handler_that_always_fails_keeps_nobody_for_long() {
+    let server = RedisServer::start();
+    let nodes = [CacheHandle::new(redis(&server).await), CacheHandle::new(redis(&server).await)];
+    let work = Work::default();
+    let handler = {
+        let work = work.clone();
+        move |_| {
+            let work = work.clone();
+            async move {
+                work.take(WORK).await;
+                status(503)
+            }
+        }
+    };
+    let [one, two] = nodes.map(|node| app(&node, output().with_lease(MINUTE), handler.clone()));
+    let (one, two) = tokio::join!(
+        burst("node 1, always fails with a lease", &one, many(200)),
+        burst("node 2, always fails with a lease", &two, many(200)),
+    );
+    for (replies, took) in [one, two] {
+        assert_eq!(count(&replies, |reply| reply.status == 503), 200);
+        // Three turns of each node, and the rest at once.
+        assert!(took < 7 * WORK + Duration::from_secs(2), "{took:?}");
+    }
+    assert_eq!(work.calls(), 400);
+}
+
+/// Also where nothing is remembered: one fill, then all at once, each time.
+#[tokio::test(start_paused = true)]
+async fn without_hit_for_miss_what_cannot_be_stored_is_waited_for_once() {
+    let work = Work::default();
+    let storage = MemoryStorage::new();
+    let cache = CacheHandle::builder(storage).with_hit_for_miss(Duration::ZERO).build();
+    let handler = {
+        let work = work.clone();
+        move |_| {
+            let work = work.clone();
+            async move { answer("no-store", work.take(WORK).await) }
+        }
+    };
+    let app = app(&cache, output(), handler);
+    for _ in 0..2 {
+        let (_, took) = burst("no-store without hit-for-miss", &app, many(20)).await;
+        assert!(is_about(took, 2 * WORK), "{took:?}");
+        assert_eq!(work.most(), 19);
+    }
+    assert_eq!(work.calls(), 40);
+    no_task_is_left(0).await;
+}
+
+/// The chance that XFetch gives, not that chance twice in a row: e^-1 where as much time is left as
+/// the handler takes.
+#[tokio::test(start_paused = true)]
+async fn answers_are_renewed_early_as_often_as_they_should_be() {
+    const TARGETS: usize = 1_000;
+    let work = Work::default();
+    let cache = CacheHandle::builder(MemoryStorage::new()).with_refreshes(TARGETS).build();
+    let handler = {
+        let work = work.clone();
+        move |_| {
+            let work = work.clone();
+            async move { answer("", work.take(10 * SECOND).await) }
+        }
+    };
+    let app = app(&cache, output().with_early_refresh(1.0), handler);
+    let requests = || {
+        (0..TARGETS).map(|n| {
+            let mut request = get();
+            *request.uri_mut() = format!("/{n}").parse().unwrap();
+            request
+        })
+    };
+    burst("a thousand targets", &app, requests()).await;
+    sleep(50 * SECOND).await;
+    let (replies, _) = burst("a thousand hits, 10 s before the end", &app, requests()).await;
+    assert_eq!(from(&replies, Source::Hit), TARGETS);
+    sleep(11 * SECOND).await;
+    let renewed = work.calls() - TARGETS;
+    println!("{renewed} of {TARGETS} were renewed");
+    assert!((300..=440).contains(&renewed), "{renewed}");
 }
