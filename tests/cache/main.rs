@@ -7,4 +7,5 @@ mod basics;
 mod near;
 mod purge_race;
 mod purge_race_redis;
+mod values;
 mod world;
