@@ -5,6 +5,7 @@ mod support;
 
 mod basics;
 mod near;
+mod outage;
 mod purge_race;
 mod purge_race_redis;
 mod values;
