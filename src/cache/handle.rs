@@ -224,7 +224,7 @@ impl CacheHandle {
     /// Ends every response and value that carries one of these tags, on every node: when this
     /// returns, no later lookup anywhere finds one, nor will any that is being made now be found,
     /// unless it was begun after this. (Except in a [bounded](NearCache::bounded) near cache of
-    /// another process, for as long as its lag.)
+    /// another handle, for as long as its lag.)
     ///
     /// The cost does not depend on how many entries there are; one round trip.
     ///

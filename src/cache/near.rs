@@ -39,10 +39,10 @@ impl NearCache {
 
     /// Asks the storage every half `lag` whether anything was invalidated, and answers from memory in
     /// between. A lookup sees every purge, of any node, that returned more than `lag` before it; those
-    /// of its own process at once. If the storage does not answer in time, lookups are strict.
+    /// made through its own [handle](super::CacheHandle) at once. If the storage does not answer in time, lookups are strict.
     ///
     /// After each purge, of whatever tag, every entry is asked for once more; where purges come more
-    /// often than every `lag`, this is a strict near cache.
+    /// often than every `lag`, this is a strict near cache. It also is one on a storage in the process.
     pub const fn bounded(bytes: u64, lag: Duration) -> Self {
         Self { bytes, lag: Some(lag) }
     }

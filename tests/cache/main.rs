@@ -11,6 +11,7 @@ mod basics;
 mod bodies;
 mod commands;
 mod near;
+mod outage;
 mod outcomes;
 mod probe;
 mod probes;
@@ -18,6 +19,7 @@ mod purge_race;
 mod purge_race_redis;
 mod stage;
 mod stampede;
+mod values;
 mod world;
 
 /// A storage on this server. A busy test machine may take longer than the default allows, and what

@@ -1,10 +1,19 @@
 //! A purge is seen by every later lookup, and what was read before it is never served after it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
+use axum::{Router, body::Body, routing::get};
+use http::{HeaderMap, Request, StatusCode};
+use tower::ServiceExt;
 use tower_keep::{
     MemoryStorage, Storage,
-    cache::{CacheHandle, NearCache},
+    cache::{CacheHandle, CacheLayer, CacheTags, NearCache, Outcome, Policy, Source},
     storage::AnyStorage,
 };
 
@@ -67,4 +76,37 @@ async fn without_the_fence_of_the_lookup_something_old_is_served() {
     let counts = across_a_network(50, 0, true).await;
     println!("{counts}");
     assert!(!counts.violations.lock().unwrap().is_empty());
+}
+
+/// A 304 may name tags anew; those of the policy stay.
+#[tokio::test(start_paused = true)]
+async fn a_purge_by_a_tag_of_the_policy_reaches_what_was_revalidated() {
+    let renders = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&renders);
+    let page = move |headers: HeaderMap| async move {
+        count.fetch_add(1, SeqCst);
+        let known = headers.contains_key("if-none-match");
+        let status = if known { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
+        let fields = [("etag", "\"1\""), ("cache-control", "max-age=10, stale-if-error=100")];
+        (status, fields, CacheTags::new(["page"]), ())
+    };
+    let policy =
+        Policy::http().with_tags(["pages"]).add_tags_from_request(|_| vec!["asked".to_owned()]);
+    let layer = CacheLayer::new(MemoryStorage::new(), policy);
+    let cache = layer.handle().clone();
+    let app = Router::new().route("/", get(page)).layer(layer);
+    let read = async || {
+        let request = Request::get("/").header("host", "shop.example").body(Body::empty()).unwrap();
+        let response = app.clone().oneshot(request).await.unwrap();
+        response.extensions().get::<Outcome>().unwrap().source
+    };
+    for tag in ["pages", "asked", "page"] {
+        assert_eq!(read().await, Source::Handler, "{tag}");
+        tokio::time::advance(Duration::from_secs(11)).await;
+        assert_eq!(read().await, Source::Revalidated);
+        assert_eq!(read().await, Source::Hit);
+        cache.invalidate([tag]).await.unwrap();
+    }
+    assert_eq!(read().await, Source::Handler);
+    assert_eq!(renders.load(SeqCst), 7);
 }
