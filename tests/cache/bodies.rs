@@ -91,7 +91,7 @@ async fn a_body_that_breaks_off_is_an_error_for_who_asked_and_one_follower_tries
         let mut body = leader.await.unwrap().unwrap().into_body();
         assert_eq!(piece(&mut body).await.unwrap(), "half");
         let error = body.frame().await.unwrap().unwrap_err();
-        assert_eq!(error.to_string(), "broken");
+        assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "broken");
         assert!(body.frame().await.is_none());
 
         let mut second = stage.run().await;
