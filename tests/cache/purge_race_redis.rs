@@ -236,7 +236,7 @@ async fn be_busy(url: &str, seed: u64, time: Duration) -> Arc<Seen> {
                 cache.invalidate([format!("page:{page}")]).await.unwrap();
                 seen.purges.fetch_add(1, SeqCst);
                 let () = redis::cmd("ZADD")
-                    .arg(&("least", "GT", number, page))
+                    .arg(("least", "GT", number, page))
                     .query_async(&mut database)
                     .await
                     .unwrap();
