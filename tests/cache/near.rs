@@ -196,7 +196,7 @@ async fn a_bounded_node_sees_its_own_purges_at_once_and_others_within_the_lag() 
 /// Also with purges of other tags all the time, and on a network that delays.
 #[tokio::test(start_paused = true)]
 async fn bounded_nodes_show_nothing_old_beyond_the_lag() {
-    let (rounds, counts) = (count(400, 10_000), Arc::<Counts>::default());
+    let (rounds, counts) = (count(300, 10_000), Arc::<Counts>::default());
     for seed in 0..rounds {
         let dice = Dice::new(seed as u64);
         let memory = MemoryStorage::new();

@@ -60,13 +60,13 @@ async fn across_a_network(rounds: usize, losses: u64, forging: bool) -> Arc<Coun
 
 #[tokio::test(start_paused = true)]
 async fn across_a_network_nothing_old_is_served_after_a_purge() {
-    let rounds = count(400, 10_000);
+    let rounds = count(300, 10_000);
     across_a_network(rounds, 0, false).await.check("two nodes", rounds);
 }
 
 #[tokio::test(start_paused = true)]
 async fn across_a_network_that_loses_messages_nothing_old_is_served_after_a_purge() {
-    let rounds = count(400, 10_000);
+    let rounds = count(300, 10_000);
     across_a_network(rounds, 12, false).await.check("two nodes, messages lost", rounds);
 }
 
