@@ -51,7 +51,8 @@
 //!
 //! What a purge cannot help: a handler that reads from a replica which lags
 //! ([`invalidate_after`](CacheHandle::invalidate_after) purges twice), a process that dies between its
-//! write and the purge, and a server that comes up without what it had acknowledged
+//! write and the purge, a handler that is dropped there because its client went away (a task of its own
+//! finishes both), and a server that comes up without what it had acknowledged
 //! ([failover](crate::storage#failover)).
 //!
 //! # One fill at a time
