@@ -1,45 +1,45 @@
 //! Asking the handler, and storing its answer: in a task of its own, which goes on when the client
 //! that caused it has gone.
 
+mod chunks;
+mod client;
+mod draft;
+
 use std::{
-    future::{Future, poll_fn},
+    future::poll_fn,
     hash::{BuildHasher, Hasher, RandomState},
-    pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, response};
 use http_body::Body;
-use siphasher::sip128::{Hasher128, SipHasher13};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot as channel},
-    time::{Instant, timeout},
+    time::timeout,
 };
 use tower_service::Service;
 
+pub(super) use self::draft::jittered;
+use self::{
+    chunks::{Chunks, End, now_or_later},
+    client::{Client, condition},
+    draft::{Draft, NotStored, TOO_LARGE, content_length},
+};
 use super::{
     CacheTags, Outcome, Policy, ResponseBody, Source,
-    body::{Piece, into_bytes},
-    control::{self, Forward, RequestFacts, Reuse, Storable, Wishes},
+    body::Piece,
+    control::{self, Forward, Reuse, Wishes},
     entry::{Stored, StoredResponse},
     flight::{Landing, Leader},
     handle::{FlightKey, Landed},
-    key, reply,
-    service::{Ask, Inside, Rules},
+    reply,
+    service::{Ask, Rules},
     shelf::{Found, Looked, variant},
-    tags::{TagError, TagList, stored as tag},
     turn::Queue,
 };
-use crate::{
-    RequestHead, clock,
-    lease::Lease,
-    marks::SessionMark,
-    problem::Problem,
-    storage::{Storage, Tag},
-};
+use crate::{clock, lease::Lease, marks::SessionMark, problem::Problem, storage::Storage};
 
 /// One request to the handler whose answer may be stored.
 pub(super) struct Fill {
@@ -61,35 +61,6 @@ pub(super) fn is_shareable(policy: &Policy, wishes: &Wishes, looked: &Looked) ->
     }
     // In HTTP mode the handler sees the client's conditions, and may answer 304 or 206.
     !wishes.conditional || policy.rules.output.is_some() || condition(looked).is_some()
-}
-
-/// The condition under which what is stored need not be made anew.
-fn condition(looked: &Looked) -> Option<control::Condition> {
-    let headers = &looked.found.as_ref()?.response()?.headers;
-    // A handler that is asked for an entity tag it has never given must ignore the date
-    // (RFC 9110 §13.1.3), and so never confirms anything.
-    if headers.contains_key(header::LAST_MODIFIED) && headers.get(header::ETAG).is_some_and(is_own)
-    {
-        let mut dated = headers.clone();
-        dated.remove(header::ETAG);
-        return control::revalidation(&dated);
-    }
-    control::revalidation(headers)
-}
-
-/// What is kept of the request while the handler has it.
-struct Client {
-    headers: HeaderMap,
-    facts: RequestFacts,
-    mark: Option<SessionMark>,
-    host: Vec<u8>,
-    /// The implicit tags: of the target, the host, the route.
-    implicit: Vec<Tag>,
-    /// The tags that the policy derives from the request.
-    derived: Vec<String>,
-    /// It was asked whether what is stored is still good.
-    conditional: bool,
-    asked: Instant,
 }
 
 impl Fill {
@@ -165,7 +136,7 @@ impl Fill {
                 }
             },
         };
-        let client = self.prepare(&mut request);
+        let client = Client::prepare(&rules, &self.looked, &mut request);
         if let Some(leader) = &self.leader {
             leader.depart();
         }
@@ -230,59 +201,6 @@ impl Fill {
                 return Turn::Ours(lease);
             }
             queue.pause().await;
-        }
-    }
-
-    /// Remembers what is needed of the request, and leaves the handler only what may influence an
-    /// answer that others are given.
-    fn prepare<B>(&self, request: &mut Request<B>) -> Client {
-        let policy = &self.rules.policy;
-        let head = RequestHead::new(request);
-        let mut derived = policy.tags.clone();
-        derived.extend(policy.request_tags.iter().flat_map(|tags| tags(head)));
-        let mut implicit = vec![tag::uri(&policy.key.resource(key::target(head)))];
-        let host = key::host(head);
-        implicit.extend(host.as_deref().map(tag::host));
-        #[cfg(feature = "axum")]
-        if let Some(route) = head.extensions().get::<axum::extract::MatchedPath>() {
-            implicit.push(tag::route(route.as_str().as_bytes()));
-        }
-        let facts = RequestFacts::new(head, &policy.rules);
-        let mark = head.extensions().get::<SessionMark>().cloned();
-        Inside::enter(&self.rules, request.extensions_mut());
-        if let Some(target) = policy.key.query.kept(request.uri()) {
-            *request.uri_mut() = target;
-        }
-
-        let client = request.headers().clone();
-        let headers = request.headers_mut();
-        if policy.rules.output.is_some() {
-            key::strip_unkeyed(headers, &policy.key.headers, &policy.visible);
-            if policy.rules.keyed_principal {
-                // His own answer may depend on them.
-                for name in [header::AUTHORIZATION, header::COOKIE] {
-                    for value in client.get_all(&name) {
-                        headers.append(&name, value.clone());
-                    }
-                }
-            }
-            control::unconditional(headers);
-        } else {
-            key::strip_overrides(headers, &policy.key.headers);
-        }
-        let condition = condition(&self.looked);
-        if let Some(condition) = &condition {
-            condition.apply(headers);
-        }
-        Client {
-            headers: client,
-            facts,
-            mark,
-            host: host.unwrap_or_default(),
-            implicit,
-            derived,
-            conditional: condition.is_some(),
-            asked: Instant::now(),
         }
     }
 
@@ -556,22 +474,11 @@ impl Fill {
         let mut outcome = Outcome::new(Source::Stale).with_reason("stale-if-error");
         outcome.handler_status = status;
         outcome.ttl = stale.stale_ttl();
-        let looked =
-            Looked { found: Some(stale.clone()), fence: None, key: self.looked.key.clone() };
+        let looked = Looked { found: Some(stale), fence: None, key: self.looked.key.clone() };
         let (policy, forwarded) = (&self.rules.policy, self.forwarded);
         let answer = reply::hit(policy, looked, &client.headers, &self.ask, forwarded, outcome);
         let _ = reply.send(Ok(answer));
-        let vary = stale.response().and_then(|stored| control::vary(&stored.headers));
-        let landing = match vary {
-            Some(vary) => Landing::Shared(Landed {
-                found: stale,
-                vary: vary.into(),
-                key: self.looked.key.clone(),
-                instead_of_error: true,
-            }),
-            None => Landing::Alone,
-        };
-        self.land(landing);
+        self.land_found(true);
     }
 
     /// Another node has stored it while this one waited for its turn.
@@ -587,17 +494,18 @@ impl Fill {
         let (policy, forwarded) = (&self.rules.policy, self.forwarded);
         let answer = reply::hit(policy, looked, request, &self.ask, forwarded, outcome);
         let _ = reply.send(Ok(answer));
+        self.land_found(false);
+    }
+
+    /// What was found is for all who wait, if it is their variant.
+    fn land_found(self, instead_of_error: bool) {
         let found = self.looked.found.clone();
-        let vary =
-            found.as_ref().and_then(Found::response).and_then(|it| control::vary(&it.headers));
+        let stored = found.as_ref().and_then(Found::response);
+        let vary = stored.and_then(|stored| control::vary(&stored.headers));
         let landing = match found.zip(vary) {
             Some((found, vary)) => {
-                let key = if vary.is_empty() {
-                    self.ask.key.clone()
-                } else {
-                    variant(&self.ask.key, &vary, request)
-                };
-                Landing::Shared(Landed { found, vary: vary.into(), key, instead_of_error: false })
+                let key = self.looked.key.clone();
+                Landing::Shared(Landed { found, vary: vary.into(), key, instead_of_error })
             }
             None => Landing::Alone,
         };
@@ -616,135 +524,6 @@ enum Turn {
     Ours(Option<Lease>),
     /// Somebody else has filled it; this is its time to live.
     Done(i64),
-}
-
-/// What is to be stored, but for the body.
-struct Draft {
-    storable: Storable,
-    own: TagList,
-    groups: Vec<String>,
-    headers: HeaderMap,
-    length: Option<u64>,
-}
-
-impl Draft {
-    fn tags(&self, client: &Client) -> Vec<Tag> {
-        let own = self.own.iter().map(tag::own);
-        let groups = self.groups.iter().map(|group| tag::group(&client.host, group.as_bytes()));
-        client.implicit.iter().cloned().chain(own).chain(groups).collect()
-    }
-
-    fn response(
-        &self,
-        status: StatusCode,
-        body: Bytes,
-        fill_time: Duration,
-        policy: &Policy,
-    ) -> Arc<Stored> {
-        let mut headers = self.headers.clone();
-        let wanted = policy.etag && status == StatusCode::OK;
-        if wanted && !headers.contains_key(header::ETAG) {
-            headers.insert(header::ETAG, etag(&body));
-        }
-        Arc::new(Stored::Response(StoredResponse {
-            status,
-            headers,
-            freshness: self.storable.freshness,
-            fill_time,
-            tags: self.own.clone(),
-            body,
-        }))
-    }
-}
-
-/// Why an answer is not stored.
-struct NotStored {
-    reason: &'static str,
-    /// The next answer will not be stored either, most likely.
-    is_remembered: bool,
-}
-
-const TOO_LARGE: NotStored = NotStored { reason: "too-large", is_remembered: true };
-
-impl From<control::Refusal> for NotStored {
-    fn from(refusal: control::Refusal) -> Self {
-        Self { reason: refusal.as_str(), is_remembered: refusal.is_remembered() }
-    }
-}
-
-impl From<TagError> for NotStored {
-    fn from(error: TagError) -> Self {
-        event!(warn, reason = error.reason(), "an answer was not stored because of its tags");
-        Self { reason: error.reason(), is_remembered: true }
-    }
-}
-
-/// What has been read of a body.
-#[derive(Default)]
-struct Chunks {
-    chunks: Vec<Bytes>,
-    length: usize,
-}
-
-/// How reading a body has ended.
-enum End<E> {
-    Whole,
-    Trailers(HeaderMap),
-    TooLong,
-    Failed(E),
-}
-
-impl Chunks {
-    /// Reads on. Dropped, it has lost nothing.
-    async fn read<R: Body>(
-        &mut self,
-        body: &mut Pin<Box<R>>,
-        max: usize,
-        mut pass_on: impl FnMut(&Bytes),
-    ) -> End<R::Error> {
-        loop {
-            let frame = match poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
-                None => return End::Whole,
-                Some(Err(error)) => return End::Failed(error),
-                Some(Ok(frame)) => frame,
-            };
-            let data = match frame.into_data() {
-                Ok(data) => into_bytes(data),
-                Err(frame) => match frame.into_trailers() {
-                    Ok(trailers) => return End::Trailers(trailers),
-                    Err(_) => continue,
-                },
-            };
-            pass_on(&data);
-            self.length += data.len();
-            self.chunks.push(data);
-            if self.length > max {
-                return End::TooLong;
-            }
-        }
-    }
-
-    /// All of it, without a copy if it came in one.
-    fn join(&mut self) -> Bytes {
-        if let [whole] = &self.chunks[..] {
-            return whole.clone();
-        }
-        let mut whole = BytesMut::with_capacity(self.length);
-        self.chunks.iter().for_each(|chunk| whole.extend_from_slice(chunk));
-        whole.freeze()
-    }
-}
-
-/// What the future has to say at its first poll, if it has.
-async fn now_or_later<T>(future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
-    poll_fn(|cx: &mut Context<'_>| {
-        Poll::Ready(match future.as_mut().poll(cx) {
-            Poll::Ready(value) => Some(value),
-            Poll::Pending => None,
-        })
-    })
-    .await
 }
 
 /// Calls a service when it is ready.
@@ -777,31 +556,6 @@ fn busy<R: Body>() -> Response<ResponseBody<R>> {
 /// The statuses for which RFC 5861 §4 gives a stale answer.
 fn is_failure(status: StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502 | 503 | 504)
-}
-
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-pub(super) fn jittered(mut freshness: control::Freshness, share: f64) -> control::Freshness {
-    if share > 0.0 {
-        freshness.lifetime = freshness.lifetime.mul_f64(1.0 - share * random());
-    }
-    freshness
-}
-
-/// A strong one, by the content. Of ours, so that it is told from the handler's.
-fn etag(body: &[u8]) -> HeaderValue {
-    let mut hasher = SipHasher13::new();
-    hasher.write(body);
-    let hash = hasher.finish128().as_u128();
-    HeaderValue::from_str(&format!("{OWN_ETAG}{hash:032x}\"")).expect("letters and digits")
-}
-
-const OWN_ETAG: &str = "\"tk-";
-
-fn is_own(etag: &HeaderValue) -> bool {
-    etag.as_bytes().starts_with(OWN_ETAG.as_bytes())
 }
 
 /// From 0 up to 1, not for secrets.

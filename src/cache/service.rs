@@ -387,7 +387,12 @@ fn share<B, R: Body>(
     forwarded: Forward,
 ) -> Option<Response<ResponseBody<R>>> {
     let Landed { found, vary, key, instead_of_error } = landed;
-    if !vary.is_empty() && variant(&ask.key, &vary, request.headers()) != key {
+    let wanted = match vary.is_empty() {
+        true => ask.key.clone(),
+        false => variant(&ask.key, &vary, request.headers()),
+    };
+    // Fields that are implied are not among these: then it is looked up again.
+    if wanted != key {
         return None;
     }
     let looked = Looked { found: Some(found), fence: None, key };
