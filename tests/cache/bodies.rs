@@ -133,7 +133,9 @@ async fn a_body_over_the_cap_streams_on_and_nobody_waits_for_the_next() {
         assert_eq!(whole(follower.await.unwrap()).await.unwrap().1, "for the follower");
 
         let (one, two) = (stage.get(), stage.get());
+        let began = Instant::now();
         let (mut first, mut second) = (stage.run().await, stage.run().await);
+        assert_eq!(began.elapsed(), Duration::ZERO, "one has waited for the other");
         first.respond_whole(ok(), "a long answer");
         second.respond_whole(ok(), "a long answer");
         for client in [one, two] {
