@@ -282,7 +282,8 @@ impl CacheHandle {
     }
 
     /// Ends the responses to a target, in all variants: a path with its query, as requests have it,
-    /// such as `/products/1?full`. Of whatever host.
+    /// such as `/products/1?full`. Of whatever host. Where a policy has a rule for the
+    /// [query](super::Query), the query is what that rule leaves of it.
     ///
     /// # Errors
     ///

@@ -10,7 +10,8 @@ use crate::storage::Storage;
 /// Stores responses by a [`Policy`]. See the [module documentation](super) for an example.
 ///
 /// The layer may be applied any number of times: all services made from it and its clones share one
-/// [`CacheHandle`].
+/// [`CacheHandle`]. Of two layers on one handle around the same route, the outer one does the work and
+/// the inner one lets its requests pass.
 #[derive(Debug, Clone)]
 pub struct CacheLayer {
     rules: Arc<Rules>,

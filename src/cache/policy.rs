@@ -45,7 +45,7 @@ pub enum StatusHeader {
 /// Answers to requests with `Authorization`, of touched [sessions](crate::marks::SessionMark), with
 /// `Set-Cookie`, `Vary: *`, `Vary: Cookie`, `private` or `no-store` are not stored. In output mode
 /// requests with `Cookie` pass by as well, and the handler sees no header field that is not part of
-/// the key, could not be named by `Vary`, or was not made [visible](Self::with_visible_header): what
+/// the key, could not be named by `Vary`, or was not made [visible](Self::add_visible_header): what
 /// it cannot see it cannot leak into the answer of somebody else. What it learns from request
 /// extensions, such as a user that an authentication layer has put there, is not hidden: such a layer
 /// should touch a [mark](crate::marks::SessionMark), or the policy name a
@@ -233,7 +233,7 @@ impl Policy {
     /// If that is no name of a header field.
     #[must_use]
     #[track_caller]
-    pub fn with_visible_header(mut self, name: &str) -> Self {
+    pub fn add_visible_header(mut self, name: &str) -> Self {
         self.visible.push(header_name(name));
         self
     }

@@ -629,7 +629,7 @@ fn what_handlers_see() -> Vec<Probe> {
             .ask(get("/").with("x-part", "a").with("x-part", "b"), stored(1)),
         probe("what the policy makes visible is seen")
             .in_output_mode()
-            .policy(|policy| policy.with_visible_header("x-trace"))
+            .policy(|policy| policy.add_visible_header("x-trace"))
             .handler(answer().echoing("x-trace"))
             .ask(get("/").with("x-trace", "1"), made().body("answer 1 x-trace=1"))
             .ask(get("/").with("x-trace", "2"), stored(1)),
