@@ -23,7 +23,7 @@ use tower_service::Service;
 use super::{
     CacheTags, Outcome, Policy, ResponseBody, Source,
     body::{Piece, into_bytes},
-    control::{self, Forward, RequestFacts, Reuse, Storable, Wishes},
+    control::{self, Arrival, Forward, RequestFacts, Reuse, Storable, Wishes},
     entry::{Stored, StoredResponse},
     flight::{Landing, Leader},
     handle::{FlightKey, Landed},
@@ -90,6 +90,13 @@ struct Client {
     /// It was asked whether what is stored is still good.
     conditional: bool,
     asked: Instant,
+}
+
+impl Client {
+    /// That of the answer, if it has come by now.
+    fn arrival(&self) -> Arrival {
+        Arrival { now: clock::since_epoch(), delay: self.asked.elapsed() }
+    }
 }
 
 impl Fill {
@@ -302,10 +309,9 @@ impl Fill {
         if self.is_personal(client) {
             return Err(NotStored { reason: "session", is_remembered: true });
         }
-        let (now, delay) = (clock::since_epoch(), client.asked.elapsed());
+        let arrival = client.arrival();
         let (headers, control) = (&parts.headers, &rules.policy.rules);
-        let mut storable =
-            control::store(&client.facts, parts.status, headers, control, now, delay)?;
+        let mut storable = control::store(&client.facts, parts.status, headers, control, arrival)?;
         storable.freshness = jittered(storable.freshness, rules.policy.jitter);
         let max = rules.policy.max_body as u64;
         let length = content_length(headers);
@@ -319,7 +325,7 @@ impl Fill {
         tag_rule.forward(&mut parts.headers, &own);
         // If it is there, the policy strips it; who asks first gets no other answer than the rest.
         parts.headers.remove(header::SET_COOKIE);
-        let headers = control::stored_headers(&parts.headers, control, now);
+        let headers = control::stored_headers(&parts.headers, control, arrival.now);
         Ok(Draft { storable, own, groups: control::groups(&parts.headers), headers, length })
     }
 
@@ -480,8 +486,8 @@ impl Fill {
         let rules = Arc::clone(&self.rules);
         let (policy, control) = (&rules.policy, &rules.policy.rules);
         let Some(old) = self.looked.found.as_ref().and_then(Found::response) else { return };
-        let (now, delay) = (clock::since_epoch(), client.asked.elapsed());
-        let headers = control::freshen(&old.headers, &parts.headers, control, now);
+        let arrival = client.arrival();
+        let headers = control::freshen(&old.headers, &parts.headers, control, arrival.now);
         let storable = control::revalidated(
             &client.facts,
             old.status,
@@ -489,8 +495,7 @@ impl Fill {
             &parts.headers,
             &old.freshness,
             control,
-            now,
-            delay,
+            arrival,
         );
         let own = parts.extensions.get::<CacheTags>();
         // The new tags, if there are any, and the policy's; otherwise those that it had.

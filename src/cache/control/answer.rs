@@ -6,20 +6,8 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::Selection;
 
-/// Status and fields of the answer that a stored response gives. `length` is that of the stored body.
-pub(crate) fn answer_headers(
-    status: StatusCode,
-    stored: &HeaderMap,
-    selection: Selection,
-    age: Duration,
-    length: u64,
-) -> (StatusCode, HeaderMap) {
-    let mut headers = stored.clone();
-    let status = into_answer(status, &mut headers, selection, Some(age), length);
-    (status, headers)
-}
-
-/// Makes of stored fields those of the answer, and says its status.
+/// Makes of stored fields those of the answer, and says its status. `length` is that of the stored
+/// body.
 pub(crate) fn into_answer(
     status: StatusCode,
     headers: &mut HeaderMap,

@@ -38,10 +38,8 @@ pub(crate) enum Forward {
     Method,
     UriMiss,
     VaryMiss,
-    Miss,
     Request,
     Stale,
-    Partial,
 }
 
 impl Forward {
@@ -51,18 +49,9 @@ impl Forward {
             Self::Method => "method",
             Self::UriMiss => "uri-miss",
             Self::VaryMiss => "vary-miss",
-            Self::Miss => "miss",
             Self::Request => "request",
             Self::Stale => "stale",
-            Self::Partial => "partial",
         }
-    }
-}
-
-impl Outcome {
-    /// Forwarded for this reason, with nothing else to say.
-    pub(crate) fn forward(reason: Forward) -> Self {
-        Self::Forward { reason, status: None, stored: false, collapsed: false, ttl: None }
     }
 }
 
