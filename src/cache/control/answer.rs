@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use super::Selection;
+use super::{Selection, directives::CDN_CACHE_CONTROL};
 
 /// Makes of stored fields those of the answer, and says its status. `length` is that of the stored
 /// body.
@@ -35,6 +35,9 @@ pub(crate) fn into_answer(
             StatusCode::NOT_MODIFIED
         }
         Selection::Range { start, end } => {
+            // They are those of the whole, not of the part (RFC 9530, section 2).
+            headers.remove("content-digest");
+            headers.remove("content-md5");
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(end.saturating_sub(start)));
             let range = format!("bytes {start}-{}/{length}", end.saturating_sub(1));
             headers.insert(header::CONTENT_RANGE, ascii(&range));
@@ -44,6 +47,11 @@ pub(crate) fn into_answer(
             without_content(headers);
             headers.remove(header::ETAG);
             headers.remove(header::LAST_MODIFIED);
+            // The life is that of the stored response. With it, a cache nearer to the client could
+            // store the error and give it to those who want no range.
+            headers.remove(header::EXPIRES);
+            headers.remove(CDN_CACHE_CONTROL);
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
             headers.insert(header::CONTENT_RANGE, ascii(&format!("bytes */{length}")));
             StatusCode::RANGE_NOT_SATISFIABLE

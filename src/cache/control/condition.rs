@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-use super::date;
+use super::{date, fields::single};
 
 /// The fields that make a request conditional or partial.
 const CONDITIONS: [HeaderName; 6] = [
@@ -88,7 +88,7 @@ pub(crate) fn select(
     if status != StatusCode::OK {
         return Selection::Full;
     }
-    let Some(range) = request.get(header::RANGE) else { return Selection::Full };
+    let Some(range) = single(request, &header::RANGE) else { return Selection::Full };
     if !if_range_holds(request, stored) || stored_refuses_ranges(stored) {
         return Selection::Full;
     }
@@ -100,7 +100,8 @@ fn not_modified(request: &HeaderMap, stored: &HeaderMap) -> bool {
     if request.contains_key(header::IF_NONE_MATCH) {
         return if_none_match_fails(request, stored);
     }
-    let Some(since) = request.get(header::IF_MODIFIED_SINCE) else { return false };
+    // Said twice, it is ignored (RFC 9110, section 13.1.3).
+    let Some(since) = single(request, &header::IF_MODIFIED_SINCE) else { return false };
     let dates = stored.get(header::LAST_MODIFIED).or_else(|| stored.get(header::DATE));
     let modified = dates.and_then(|value| date::parse_value(value, now_of(stored)));
     let since = date::parse_value(since, now_of(stored));
@@ -154,7 +155,10 @@ fn without_weakness(tag: &[u8]) -> &[u8] {
 /// Strong comparison (RFC 9110, section 13.1.5). A date is strong if it lies at least a second before
 /// the response (section 8.8.2.2).
 fn if_range_holds(request: &HeaderMap, stored: &HeaderMap) -> bool {
-    let Some(condition) = request.get(header::IF_RANGE) else { return true };
+    if !request.contains_key(header::IF_RANGE) {
+        return true;
+    }
+    let Some(condition) = single(request, &header::IF_RANGE) else { return false };
     let condition = condition.as_bytes().trim_ascii();
     if condition.starts_with(b"\"") {
         return stored.get(header::ETAG).is_some_and(|etag| etag.as_bytes() == condition);

@@ -91,12 +91,16 @@ impl Directives {
     fn cache_control(headers: &HeaderMap) -> Self {
         let mut found = Self::default();
         each(headers, &header::CACHE_CONTROL, |name, argument| {
-            // `private` and `no-cache` with field names count as without: fewer are stored.
             found.malformed |= argument == Argument::Malformed;
             let name = &lower(name)[..];
             match found.slot(name.trim_ascii_end()) {
+                // `private` and `no-cache` with field names count as without: fewer are stored.
                 Some(Slot::Flag(flag)) => *flag = true,
-                Some(Slot::Seconds(seconds)) => first(seconds, argument.seconds(), Duration::ZERO),
+                Some(Slot::Seconds(seconds)) => {
+                    let said = argument.seconds();
+                    first(seconds, said, Duration::ZERO);
+                    found.malformed |= said.is_none();
+                }
                 None => {}
             }
         });

@@ -97,3 +97,10 @@ fn date_if_missing(headers: &mut HeaderMap, now: Duration) {
         headers.insert(header::DATE, date::value(now));
     }
 }
+
+/// The only line of a field that must not be said twice.
+pub(super) fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    let mut lines = headers.get_all(name).iter();
+    let only = lines.next()?;
+    lines.next().is_none().then_some(only)
+}

@@ -91,3 +91,13 @@ impl Default for Rules {
         }
     }
 }
+
+#[cfg(test)]
+fn header_map(lines: &[(&str, &str)]) -> http::HeaderMap {
+    let mut headers = http::HeaderMap::new();
+    for (name, value) in lines {
+        let name = HeaderName::try_from(*name).unwrap();
+        headers.append(name, http::HeaderValue::try_from(*value).unwrap());
+    }
+    headers
+}

@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use super::{
     Freshness, Output, RequestDirectives, Rules, date,
     directives::{CDN_CACHE_CONTROL, Directives, delta_seconds},
+    fields::single,
     vary,
 };
 use crate::head::RequestHead;
@@ -298,12 +299,15 @@ fn by_http(
     let (lifetime, heuristic) = match explicit(headers, directives, date, now) {
         Some(lifetime) => (lifetime, false),
         // Nothing says that this status may be stored (RFC 9111, section 3).
-        None if !cacheable_by_default && !directives.no_cache => return Err(Refusal::Status),
+        None if !cacheable_by_default && directives.no_cache => return Err(Refusal::NoCache),
+        None if !cacheable_by_default => return Err(Refusal::Status),
         None => (heuristic(headers, date, now), true),
     };
-    let window = directives.stale_while_revalidate.or(directives.stale_if_error);
-    let implied =
-        directives.s_maxage.is_some() && !(rules.stale_despite_s_maxage && window.is_some());
+    let has_window = [directives.stale_while_revalidate, directives.stale_if_error]
+        .into_iter()
+        .flatten()
+        .any(|window| !window.is_zero());
+    let implied = directives.s_maxage.is_some() && !(rules.stale_despite_s_maxage && has_window);
     let must_revalidate = directives.must_revalidate || directives.proxy_revalidate || implied;
     let never_stale = must_revalidate || directives.no_cache;
     let allowed = |window: Option<Duration>| match window {
@@ -364,12 +368,6 @@ fn initial_age(headers: &HeaderMap, date: u64, arrival: Arrival) -> Duration {
     });
     let apparent = Duration::from_secs(arrival.now.as_secs().saturating_sub(date));
     apparent.max(said.unwrap_or_default().saturating_add(arrival.delay))
-}
-
-fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
-    let mut lines = headers.get_all(name).iter();
-    let only = lines.next()?;
-    lines.next().is_none().then_some(only)
 }
 
 fn has_validator(headers: &HeaderMap, now: Duration) -> bool {
@@ -449,3 +447,6 @@ pub(crate) fn revalidated(
     }
     Ok(Storable { freshness, vary, keep })
 }
+
+#[cfg(test)]
+mod tests;

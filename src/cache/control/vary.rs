@@ -37,9 +37,8 @@ pub(crate) fn variant_value(name: &HeaderName, request: &HeaderMap, out: &mut Ve
     if weighted {
         weighted_list(lines, out);
     } else {
-        let start = out.len();
-        for line in lines {
-            if out.len() > start {
+        for (index, line) in lines.enumerate() {
+            if index > 0 {
                 out.push(b',');
             }
             plain_list(line, out);
@@ -121,28 +120,42 @@ fn weighted_list<'a>(lines: impl Iterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
     out.truncate(end);
 }
 
-/// In lower case, without whitespace, and a weight in its shortest form, which is none for 1.
+/// In lower case, and a weight in its shortest form, which is none for 1. What is no weight stays as
+/// it is, lest it look like another.
 fn weighted_member(member: &[u8], out: &mut Vec<u8>) {
-    let (value, weight) = match member.iter().position(|&byte| byte == b';') {
-        Some(semicolon) => (&member[..semicolon], Some(&member[semicolon + 1..])),
-        None => (member, None),
-    };
     let start = out.len();
-    out.extend_from_slice(value.trim_ascii());
-    if let Some(weight) = weight {
-        let weight_start = out.len();
-        out.push(b';');
-        out.extend(weight.iter().filter(|byte| !byte.is_ascii_whitespace()));
-        if out[weight_start..].contains(&b'.') {
-            let zeros = out.iter().rev().take_while(|&&byte| byte == b'0').count();
-            out.truncate(out.len() - zeros);
-            if out.last() == Some(&b'.') {
-                out.pop();
+    let member = member.trim_ascii();
+    let semicolon = member.iter().position(|&byte| byte == b';');
+    let (value, weight) = member.split_at(semicolon.unwrap_or(member.len()));
+    let value = value.trim_ascii_end();
+    match weight.get(1..).and_then(|weight| shortest_weight(weight.trim_ascii_start())) {
+        Some(weight) if !value.is_empty() => {
+            out.extend_from_slice(value);
+            if weight != b"1" {
+                out.extend_from_slice(b";q=");
+                out.extend_from_slice(weight);
             }
         }
-        if out[weight_start..].eq_ignore_ascii_case(b";q=1") {
-            out.truncate(weight_start);
-        }
+        _ => out.extend_from_slice(member),
     }
     out[start..].make_ascii_lowercase();
+}
+
+/// RFC 9110, section 12.4.2.
+fn shortest_weight(weight: &[u8]) -> Option<&[u8]> {
+    let [b'q' | b'Q', b'=', value @ ..] = weight else { return None };
+    let (whole, decimals) = match value {
+        [whole] => (whole, &[][..]),
+        [whole, b'.', decimals @ ..] => (whole, decimals),
+        _ => return None,
+    };
+    let zeros = decimals.iter().rev().take_while(|&&digit| digit == b'0').count();
+    let significant = decimals.len() - zeros;
+    let valid = match whole {
+        b'0' => decimals.len() <= 3 && decimals.iter().all(u8::is_ascii_digit),
+        b'1' => decimals.len() <= 3 && significant == 0,
+        _ => false,
+    };
+    let length = if significant == 0 { 1 } else { 2 + significant };
+    valid.then_some(&value[..length])
 }
