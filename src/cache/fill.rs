@@ -39,7 +39,7 @@ use super::{
     shelf::{Found, Looked, variant},
     turn::Queue,
 };
-use crate::{clock, lease::Lease, marks::SessionMark, problem::Problem, storage::Storage};
+use crate::{lease::Lease, marks::SessionMark, problem::Problem, storage::Storage};
 
 /// One request to the handler whose answer may be stored.
 pub(super) struct Fill {
@@ -220,10 +220,9 @@ impl Fill {
         if self.is_personal(client) {
             return Err(NotStored { reason: "session", is_remembered: true });
         }
-        let (now, delay) = (clock::since_epoch(), client.asked.elapsed());
+        let arrival = client.arrival();
         let (headers, control) = (&parts.headers, &rules.policy.rules);
-        let mut storable =
-            control::store(&client.facts, parts.status, headers, control, now, delay)?;
+        let mut storable = control::store(&client.facts, parts.status, headers, control, arrival)?;
         storable.freshness = jittered(storable.freshness, rules.policy.jitter);
         let max = rules.policy.max_body as u64;
         let length = content_length(headers);
@@ -237,7 +236,7 @@ impl Fill {
         tag_rule.forward(&mut parts.headers, &own);
         // If it is there, the policy strips it; who asks first gets no other answer than the rest.
         parts.headers.remove(header::SET_COOKIE);
-        let headers = control::stored_headers(&parts.headers, control, now);
+        let headers = control::stored_headers(&parts.headers, control, arrival.now);
         Ok(Draft { storable, own, groups: control::groups(&parts.headers), headers, length })
     }
 
@@ -398,8 +397,8 @@ impl Fill {
         let rules = Arc::clone(&self.rules);
         let (policy, control) = (&rules.policy, &rules.policy.rules);
         let Some(old) = self.looked.found.as_ref().and_then(Found::response) else { return };
-        let (now, delay) = (clock::since_epoch(), client.asked.elapsed());
-        let headers = control::freshen(&old.headers, &parts.headers, control, now);
+        let arrival = client.arrival();
+        let headers = control::freshen(&old.headers, &parts.headers, control, arrival.now);
         let storable = control::revalidated(
             &client.facts,
             old.status,
@@ -407,8 +406,7 @@ impl Fill {
             &parts.headers,
             &old.freshness,
             control,
-            now,
-            delay,
+            arrival,
         );
         let own = parts.extensions.get::<CacheTags>();
         // The new tags, if there are any, and the policy's; otherwise those that it had.

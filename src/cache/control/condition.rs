@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-use super::date;
+use super::{date, fields::single};
 
 /// The fields that make a request conditional or partial.
 const CONDITIONS: [HeaderName; 6] = [
@@ -88,7 +88,7 @@ pub(crate) fn select(
     if status != StatusCode::OK {
         return Selection::Full;
     }
-    let Some(range) = request.get(header::RANGE) else { return Selection::Full };
+    let Some(range) = single(request, &header::RANGE) else { return Selection::Full };
     if !if_range_holds(request, stored) || stored_refuses_ranges(stored) {
         return Selection::Full;
     }
@@ -100,7 +100,8 @@ fn not_modified(request: &HeaderMap, stored: &HeaderMap) -> bool {
     if request.contains_key(header::IF_NONE_MATCH) {
         return if_none_match_fails(request, stored);
     }
-    let Some(since) = request.get(header::IF_MODIFIED_SINCE) else { return false };
+    // Said twice, it is ignored (RFC 9110, section 13.1.3).
+    let Some(since) = single(request, &header::IF_MODIFIED_SINCE) else { return false };
     let dates = stored.get(header::LAST_MODIFIED).or_else(|| stored.get(header::DATE));
     let modified = dates.and_then(|value| date::parse_value(value, now_of(stored)));
     let since = date::parse_value(since, now_of(stored));
@@ -154,7 +155,10 @@ fn without_weakness(tag: &[u8]) -> &[u8] {
 /// Strong comparison (RFC 9110, section 13.1.5). A date is strong if it lies at least a second before
 /// the response (section 8.8.2.2).
 fn if_range_holds(request: &HeaderMap, stored: &HeaderMap) -> bool {
-    let Some(condition) = request.get(header::IF_RANGE) else { return true };
+    if !request.contains_key(header::IF_RANGE) {
+        return true;
+    }
+    let Some(condition) = single(request, &header::IF_RANGE) else { return false };
     let condition = condition.as_bytes().trim_ascii();
     if condition.starts_with(b"\"") {
         return stored.get(header::ETAG).is_some_and(|etag| etag.as_bytes() == condition);
@@ -218,4 +222,237 @@ fn position(digits: &[u8]) -> Option<u64> {
             .is_ascii_digit()
             .then(|| position.saturating_mul(10).saturating_add(u64::from(digit - b'0')))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::header_map, *};
+
+    const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+    const EARLIER: &str = "Sun, 06 Nov 1994 08:49:36 GMT";
+    const LATER: &str = "Sun, 06 Nov 1994 08:49:38 GMT";
+    const LENGTH: u64 = 10;
+
+    type Lines<'a> = &'a [(&'a str, &'a str)];
+
+    fn selected(request: Lines<'_>, stored: Lines<'_>) -> Selection {
+        let (request, stored) = (header_map(request), header_map(stored));
+        select(&request, false, StatusCode::OK, &stored, LENGTH)
+    }
+
+    fn matches(if_none_match: &str, etag: &str) -> bool {
+        let selection = selected(&[("if-none-match", if_none_match)], &[("etag", etag)]);
+        assert!(matches!(selection, Selection::Full | Selection::NotModified));
+        selection == Selection::NotModified
+    }
+
+    fn since(date: &str, stored: Lines<'_>) -> bool {
+        selected(&[("if-modified-since", date)], stored) == Selection::NotModified
+    }
+
+    fn range(value: &str, length: u64) -> Selection {
+        let request = header_map(&[("range", value)]);
+        select(&request, false, StatusCode::OK, &HeaderMap::new(), length)
+    }
+
+    /// RFC 9110, sections 8.8.3.2 and 13.1.2.
+    #[test]
+    fn entity_tags_are_compared_weakly() {
+        for (condition, etag) in [
+            ("\"a\"", "\"a\""),
+            ("W/\"a\"", "W/\"a\""),
+            ("W/\"a\"", "\"a\""),
+            ("\"a\"", "W/\"a\""),
+            ("\"a\", \"b\", \"c\"", "\"a\""),
+            ("\"a\",W/\"b\" ,\"c\"", "\"b\""),
+            ("\"a\", \"b\", \"c\"", "\"c\""),
+            (",, \"a\"", "\"a\""),
+            ("\"a,b\", \"c\"", "\"c\""),
+            ("\"a,b\", \"c\"", "\"a,b\""),
+            ("*", "\"a\""),
+            (" * ", "\"a\""),
+            ("a", "a"),
+        ] {
+            assert!(matches(condition, etag), "{condition} {etag}");
+        }
+        for (condition, etag) in [
+            ("\"a\"", "\"b\""),
+            ("\"a\"", "\"A\""),
+            ("\"a,b\"", "\"b\""),
+            ("\"a\"", "a"),
+            ("a", "\"a\""),
+            ("w/\"a\"", "\"a\""),
+            ("\"*\"", "\"a\""),
+            ("", "\"a\""),
+        ] {
+            assert!(!matches(condition, etag), "{condition} {etag}");
+        }
+        let two = [("if-none-match", "\"a\""), ("if-none-match", "\"b\"")];
+        assert_eq!(selected(&two, &[("etag", "\"b\"")]), Selection::NotModified);
+        assert_eq!(selected(&[("if-none-match", "\"a\"")], &[]), Selection::Full);
+        assert_eq!(selected(&[("if-none-match", "*")], &[]), Selection::NotModified);
+    }
+
+    /// RFC 9110, section 13.2.2.
+    #[test]
+    fn entity_tags_come_before_dates() {
+        let stored = [("etag", "\"a\""), ("last-modified", DATE)];
+        let both = |etag| [("if-none-match", etag), ("if-modified-since", DATE)];
+        assert_eq!(selected(&both("\"a\""), &stored), Selection::NotModified);
+        assert_eq!(selected(&both("\"b\""), &stored), Selection::Full);
+        let early = [("if-none-match", "\"a\""), ("if-modified-since", EARLIER)];
+        assert_eq!(selected(&early, &stored), Selection::NotModified);
+    }
+
+    /// RFC 9111, section 4.3.2.
+    #[test]
+    fn what_was_not_modified_since_is_not_sent() {
+        let stored = [("last-modified", DATE), ("date", LATER)];
+        assert!(since(DATE, &stored));
+        assert!(since(LATER, &stored));
+        assert!(!since(EARLIER, &stored));
+        assert!(since("Sunday, 06-Nov-94 08:49:37 GMT", &stored));
+        assert!(since("Sun Nov  6 08:49:37 1994", &stored));
+        for nonsense in ["", "0", "yesterday", "Sun, 06 Nov 1994 08:49:37 UTC"] {
+            assert!(!since(nonsense, &stored), "{nonsense}");
+        }
+        let twice = [("if-modified-since", DATE), ("if-modified-since", DATE)];
+        assert_eq!(selected(&twice, &stored), Selection::Full);
+    }
+
+    #[test]
+    fn the_date_stands_in_for_a_last_modified_that_is_not_there() {
+        assert!(since(DATE, &[("date", DATE)]));
+        assert!(since(LATER, &[("date", DATE)]));
+        assert!(!since(EARLIER, &[("date", DATE)]));
+        assert!(!since(DATE, &[("date", DATE), ("last-modified", "yesterday")]));
+        assert!(!since(DATE, &[]));
+    }
+
+    /// RFC 9110, section 13.2.1.
+    #[test]
+    fn conditions_count_for_a_success_alone() {
+        let request = header_map(&[("if-none-match", "\"a\""), ("range", "bytes=0-1")]);
+        let stored = header_map(&[("etag", "\"a\"")]);
+        let at = |status| {
+            select(&request, false, StatusCode::from_u16(status).unwrap(), &stored, LENGTH)
+        };
+        assert_eq!(at(200), Selection::NotModified);
+        assert_eq!(at(203), Selection::NotModified);
+        assert_eq!(at(301), Selection::Full);
+        assert_eq!(at(404), Selection::Full);
+    }
+
+    #[test]
+    fn a_head_gets_no_body_and_no_range() {
+        let stored = header_map(&[("etag", "\"a\"")]);
+        let head = |request| select(&header_map(request), true, StatusCode::OK, &stored, LENGTH);
+        assert_eq!(head(&[]), Selection::Head);
+        assert_eq!(head(&[("range", "bytes=0-1")]), Selection::Head);
+        assert_eq!(head(&[("if-none-match", "\"a\"")]), Selection::NotModified);
+    }
+
+    /// RFC 9110, section 14.1.2.
+    #[test]
+    fn one_range_of_bytes_is_cut_out() {
+        let cut = |start, end| Selection::Range { start, end };
+        for (value, selection) in [
+            ("bytes=0-1", cut(0, 2)),
+            ("Bytes=0-0", cut(0, 1)),
+            ("bytes=1-", cut(1, 10)),
+            ("bytes=9-", cut(9, 10)),
+            ("bytes=-1", cut(9, 10)),
+            ("bytes=-10", cut(0, 10)),
+            ("bytes=-99", cut(0, 10)),
+            ("bytes=8-99", cut(8, 10)),
+            ("bytes=0-18446744073709551615", cut(0, 10)),
+            ("bytes=0-99999999999999999999999999", cut(0, 10)),
+            ("bytes=10-", Selection::Unsatisfiable),
+            ("bytes=10-12", Selection::Unsatisfiable),
+            ("bytes=99999999999999999999999999-", Selection::Unsatisfiable),
+            ("bytes=-0", Selection::Unsatisfiable),
+            ("bytes=2-1", Selection::Full),
+            ("bytes=0-1,3-4", Selection::Full),
+            ("bytes=0-1,", Selection::Full),
+            ("bytes=-", Selection::Full),
+            ("bytes=", Selection::Full),
+            ("bytes=a-b", Selection::Full),
+            ("bytes=1", Selection::Full),
+            ("bytes=--1", Selection::Full),
+            ("bytes=+1-2", Selection::Full),
+            ("bytes =0-1", Selection::Full),
+            ("rows=0-1", Selection::Full),
+            ("", Selection::Full),
+        ] {
+            assert_eq!(range(value, LENGTH), selection, "{value}");
+        }
+        assert_eq!(range("bytes=0-", 0), Selection::Unsatisfiable);
+        assert_eq!(range("bytes=-5", 0), Selection::Full);
+    }
+
+    #[test]
+    fn only_a_200_that_allows_it_is_cut() {
+        let request = header_map(&[("range", "bytes=0-1")]);
+        let status = StatusCode::NOT_FOUND;
+        let full = select(&request, false, status, &HeaderMap::new(), LENGTH);
+        assert_eq!(full, Selection::Full);
+        let range = [("range", "bytes=0-1")];
+        assert_eq!(selected(&range, &[("accept-ranges", "none")]), Selection::Full);
+        let bytes = selected(&range, &[("accept-ranges", "bytes")]);
+        assert_eq!(bytes, Selection::Range { start: 0, end: 2 });
+        let twice = [("range", "bytes=0-1"), ("range", "bytes=2-3")];
+        assert_eq!(selected(&twice, &[]), Selection::Full);
+    }
+
+    /// RFC 9110, section 13.1.5.
+    #[test]
+    fn a_range_depends_on_a_strong_validator() {
+        let holds = |condition, stored: Lines<'_>| {
+            let request = [("range", "bytes=0-1"), ("if-range", condition)];
+            matches!(selected(&request, stored), Selection::Range { .. })
+        };
+        assert!(holds("\"a\"", &[("etag", "\"a\"")]));
+        assert!(!holds("\"a\"", &[("etag", "\"b\"")]));
+        assert!(!holds("\"a\"", &[("etag", "W/\"a\"")]));
+        assert!(!holds("W/\"a\"", &[("etag", "W/\"a\"")]));
+        assert!(!holds("\"a\"", &[]));
+        assert!(holds(DATE, &[("last-modified", DATE), ("date", LATER)]));
+        assert!(!holds(DATE, &[("last-modified", DATE), ("date", DATE)]), "a weak date");
+        assert!(!holds(DATE, &[("last-modified", DATE)]));
+        assert!(!holds(LATER, &[("last-modified", DATE), ("date", LATER)]), "not the same");
+        assert!(!holds("yesterday", &[("last-modified", DATE), ("date", LATER)]));
+        let twice = [("range", "bytes=0-1"), ("if-range", "\"a\""), ("if-range", "\"a\"")];
+        assert_eq!(selected(&twice, &[("etag", "\"a\"")]), Selection::Full);
+    }
+
+    /// RFC 9111, section 4.3.1.
+    #[test]
+    fn what_is_stored_is_revalidated_by_all_its_validators() {
+        let stored = header_map(&[("etag", "W/\"a\""), ("last-modified", DATE)]);
+        let mut request = header_map(&[
+            ("accept", "a"),
+            ("if-match", "\"b\""),
+            ("if-none-match", "\"b\""),
+            ("if-none-match", "\"c\""),
+            ("if-modified-since", LATER),
+            ("if-unmodified-since", LATER),
+            ("if-range", "\"b\""),
+            ("range", "bytes=0-1"),
+        ]);
+        revalidation(&stored).unwrap().apply(&mut request);
+        let expected = [("accept", "a"), ("if-none-match", "W/\"a\""), ("if-modified-since", DATE)];
+        assert_eq!(request, header_map(&expected));
+        unconditional(&mut request);
+        assert_eq!(request, header_map(&[("accept", "a")]));
+    }
+
+    #[test]
+    fn without_a_validator_there_is_nothing_to_ask() {
+        assert_eq!(revalidation(&HeaderMap::new()), None);
+        assert_eq!(revalidation(&header_map(&[("last-modified", "yesterday")])), None);
+        let mut request = HeaderMap::new();
+        let dated = header_map(&[("last-modified", DATE)]);
+        revalidation(&dated).unwrap().apply(&mut request);
+        assert_eq!(request, header_map(&[("if-modified-since", DATE)]));
+    }
 }

@@ -91,12 +91,16 @@ impl Directives {
     fn cache_control(headers: &HeaderMap) -> Self {
         let mut found = Self::default();
         each(headers, &header::CACHE_CONTROL, |name, argument| {
-            // `private` and `no-cache` with field names count as without: fewer are stored.
             found.malformed |= argument == Argument::Malformed;
             let name = &lower(name)[..];
             match found.slot(name.trim_ascii_end()) {
+                // `private` and `no-cache` with field names count as without: fewer are stored.
                 Some(Slot::Flag(flag)) => *flag = true,
-                Some(Slot::Seconds(seconds)) => first(seconds, argument.seconds(), Duration::ZERO),
+                Some(Slot::Seconds(seconds)) => {
+                    let said = argument.seconds();
+                    first(seconds, said, Duration::ZERO);
+                    found.malformed |= said.is_none();
+                }
                 None => {}
             }
         });
@@ -325,6 +329,141 @@ impl<'de> EntryVisitor<'de> for Slot<'_> {
                 Ok(Ignored)
             }
             Self::Seconds(_) => Err(WrongType),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::header_map, *};
+
+    fn asked(value: &str) -> RequestDirectives {
+        RequestDirectives::of(&header_map(&[("cache-control", value)]))
+    }
+
+    fn said(value: &str) -> Directives {
+        Directives::of(&header_map(&[("cache-control", value)]), &Rules::default())
+    }
+
+    fn seconds(seconds: u64) -> Option<Duration> {
+        Some(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_request_asks_by_directives() {
+        let all =
+            asked("no-cache, No-Store, only-if-cached, max-age=1, min-fresh=\"2\", max-stale=3");
+        let expected = RequestDirectives {
+            no_cache: true,
+            no_store: true,
+            only_if_cached: true,
+            max_age: seconds(1),
+            min_fresh: seconds(2),
+            max_stale: seconds(3),
+        };
+        assert_eq!(all, expected);
+        assert_eq!(
+            asked("nothing-to-see-here, no-caches, a=no-store"),
+            RequestDirectives::default()
+        );
+    }
+
+    #[test]
+    fn what_a_request_asks_in_vain_is_taken_at_its_strictest() {
+        assert_eq!(asked("max-age=a").max_age, seconds(0));
+        assert_eq!(asked("max-age").max_age, seconds(0));
+        assert_eq!(asked("min-fresh=-1").min_fresh, Some(most()));
+        assert_eq!(asked("max-stale=a").max_stale, seconds(0));
+        assert_eq!(asked("max-stale=").max_stale, seconds(0));
+        assert_eq!(asked("max-stale").max_stale, Some(Duration::MAX), "however stale");
+    }
+
+    /// RFC 9111, section 5.4.
+    #[test]
+    fn pragma_counts_where_there_is_no_cache_control() {
+        let of = |lines: &[(&str, &str)]| RequestDirectives::of(&header_map(lines)).no_cache;
+        assert!(of(&[("pragma", "foo, No-Cache")]));
+        assert!(!of(&[("pragma", "foo")]));
+        assert!(!of(&[("pragma", "no-cache"), ("cache-control", "max-stale")]));
+        assert!(!of(&[]));
+    }
+
+    #[test]
+    fn a_line_that_is_broken_forbids_and_never_allows() {
+        for broken in
+            ["public, a=\"b", "a=\", public", "public, b=\"c\"d", "public =1", "public, max-age=a"]
+        {
+            let directives = said(broken);
+            assert!(directives.public, "{broken}");
+            assert!(!directives.explicitly_public() && !directives.authorise(), "{broken}");
+        }
+        let directives = said("a=\"b, no-store, private, max-age=60, must-understand");
+        assert!(directives.no_store && directives.private);
+        assert!(!directives.understood_suffices());
+        assert_eq!(directives.max_age, seconds(0));
+    }
+
+    #[test]
+    fn what_stands_in_quotes_is_no_directive() {
+        let directives = said("a=\"no-store, \\\", private\", b=\"\", public");
+        assert_eq!(directives, Directives { public: true, ..Directives::default() });
+        assert_eq!(
+            said("a=\"b\\\\\", private"),
+            Directives { private: true, ..Directives::default() }
+        );
+    }
+
+    #[test]
+    fn names_are_compared_whole() {
+        for other in ["no-stores", "xno-store", "no store", "", "\"no-store\"", "no-store;a"] {
+            assert_eq!(said(other), Directives::default(), "{other}");
+        }
+        let long = "stale-while-revalidate-a-name-that-is-longer-than-any";
+        assert_eq!(said(&format!("{long}=1, private")).stale_while_revalidate, None);
+        assert!(said("\tprivate ").private);
+    }
+
+    #[test]
+    fn every_directive_of_a_response_has_its_place() {
+        let value = "no-store, private, no-cache, public, must-revalidate, proxy-revalidate, \
+                     must-understand, max-age=1, s-maxage=2, stale-while-revalidate=3, stale-if-error=4";
+        let expected = Directives {
+            no_store: true,
+            private: true,
+            no_cache: true,
+            public: true,
+            must_revalidate: true,
+            proxy_revalidate: true,
+            must_understand: true,
+            max_age: seconds(1),
+            s_maxage: seconds(2),
+            stale_while_revalidate: seconds(3),
+            stale_if_error: seconds(4),
+            targeted: false,
+            malformed: false,
+        };
+        assert_eq!(said(value), expected);
+        let targeted = header_map(&[("cdn-cache-control", value), ("cache-control", "max-age=9")]);
+        let targeted = Directives::of(&targeted, &Rules::default());
+        assert_eq!(targeted, Directives { targeted: true, ..expected });
+    }
+
+    #[test]
+    fn delta_seconds_are_digits_and_nothing_else() {
+        for (text, expected) in [
+            ("0", seconds(0)),
+            ("007", seconds(7)),
+            ("2147483648", seconds(MOST_SECONDS)),
+            ("2147483649", seconds(MOST_SECONDS)),
+            ("999999999999999999999999999999", seconds(MOST_SECONDS)),
+            ("", None),
+            ("-1", None),
+            ("+1", None),
+            ("1.0", None),
+            ("1 ", None),
+            ("0x1", None),
+        ] {
+            assert_eq!(delta_seconds(text.as_bytes()), expected, "{text}");
         }
     }
 }

@@ -160,3 +160,140 @@ fn upgrades(headers: &HeaderMap) -> bool {
     let mut protocols = headers.get_all(header::UPGRADE).iter();
     named && !protocols.all(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"h2c"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::Request;
+
+    use super::{
+        super::{Output, header_map},
+        *,
+    };
+
+    fn entered(rules: &Rules, method: &str, lines: &[(&str, &str)]) -> Entrance {
+        let mut request = Request::new(());
+        *request.method_mut() = Method::from_bytes(method.as_bytes()).unwrap();
+        *request.headers_mut() = header_map(lines);
+        enter(RequestHead::new(&request), false, rules)
+    }
+
+    fn get(lines: &[(&str, &str)]) -> Entrance {
+        entered(&Rules::default(), "GET", lines)
+    }
+
+    fn output() -> Rules {
+        let output = Output {
+            ttl: Duration::from_secs(60),
+            stale_while_revalidate: Duration::ZERO,
+            stale_if_error: Duration::ZERO,
+            negative: Vec::new(),
+        };
+        Rules { output: Some(output), ..Rules::default() }
+    }
+
+    #[test]
+    fn get_and_head_look_up() {
+        assert_eq!(get(&[]), Entrance::Lookup(Wishes::default()));
+        let head = Wishes { head: true, ..Wishes::default() };
+        assert_eq!(entered(&Rules::default(), "HEAD", &[]), Entrance::Lookup(head));
+    }
+
+    /// RFC 9111, section 4.4.
+    #[test]
+    fn methods_that_are_not_known_to_be_safe_invalidate() {
+        for method in ["POST", "PUT", "DELETE", "PATCH", "M-SEARCH", "LOCK", "get", "X"] {
+            assert_eq!(entered(&Rules::default(), method, &[]), Entrance::Invalidates, "{method}");
+        }
+        for method in ["OPTIONS", "TRACE", "PROPFIND", "REPORT", "SEARCH", "QUERY", "CONNECT"] {
+            let entrance = entered(&Rules::default(), method, &[]);
+            assert_eq!(entrance, Entrance::Pass(Pass::Method), "{method}");
+        }
+    }
+
+    #[test]
+    fn a_get_with_a_body_passes() {
+        let request = Request::new(());
+        let entrance = enter(RequestHead::new(&request), true, &Rules::default());
+        assert_eq!(entrance, Entrance::Pass(Pass::Body));
+    }
+
+    /// RFC 9111, section 4.3.2.
+    #[test]
+    fn conditions_for_the_origin_alone_pass_and_others_are_noted() {
+        let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+        for lines in [[("if-match", "\"a\"")], [("if-unmodified-since", date)]] {
+            assert_eq!(get(&lines), Entrance::Pass(Pass::Condition));
+        }
+        for lines in [
+            [("if-none-match", "*")],
+            [("if-modified-since", date)],
+            [("if-range", "\"a\"")],
+            [("range", "bytes=0-")],
+        ] {
+            let conditional = Wishes { conditional: true, ..Wishes::default() };
+            assert_eq!(get(&lines), Entrance::Lookup(conditional), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn what_may_make_the_request_another_passes() {
+        for name in ["x-http-method-override", "X-HTTP-Method", "x-method-override"] {
+            assert_eq!(get(&[(name, "DELETE")]), Entrance::Pass(Pass::MethodOverride), "{name}");
+        }
+        let upgrade = |protocol, connection| {
+            get(&[("upgrade", protocol), ("connection", connection)])
+                == Entrance::Pass(Pass::Upgrade)
+        };
+        assert!(upgrade("websocket", "keep-alive, Upgrade"));
+        assert!(upgrade("h2c, websocket", "upgrade"));
+        assert!(!upgrade("websocket", "keep-alive"));
+        assert!(!upgrade("H2C", "upgrade, http2-settings"), "nobody could take it up");
+        assert!(matches!(get(&[("upgrade", "websocket")]), Entrance::Lookup(_)));
+    }
+
+    #[test]
+    fn authorization_looks_up_by_http_and_passes_where_the_route_decides() {
+        let authorized = [("authorization", "Basic a")];
+        let noted = Wishes { authorization: true, ..Wishes::default() };
+        assert_eq!(get(&authorized), Entrance::Lookup(noted));
+        let entrance = entered(&output(), "GET", &authorized);
+        assert_eq!(entrance, Entrance::Pass(Pass::Authorization));
+        for rules in [Rules::default(), output()] {
+            let keyed = Rules { keyed_principal: true, ..rules };
+            let own = Entrance::Lookup(Wishes::default());
+            assert_eq!(entered(&keyed, "GET", &authorized), own, "what is in the key is his own");
+        }
+    }
+
+    #[test]
+    fn a_cookie_matters_where_the_route_decides() {
+        let cookie = [("cookie", "a=b")];
+        let lookup = Entrance::Lookup(Wishes::default());
+        assert_eq!(get(&cookie), lookup);
+        assert_eq!(entered(&output(), "GET", &cookie), Entrance::Pass(Pass::Cookie));
+        let ignored = Rules { output_cookies_ignored: true, ..output() };
+        assert_eq!(entered(&ignored, "GET", &cookie), lookup);
+        let keyed = Rules { keyed_principal: true, ..output() };
+        assert_eq!(entered(&keyed, "GET", &cookie), lookup);
+    }
+
+    #[test]
+    fn directives_count_where_they_are_honoured() {
+        let asked = [("cache-control", "no-cache")];
+        assert_eq!(get(&asked), Entrance::Lookup(Wishes::default()));
+        let honours = Rules { honour_request: true, ..Rules::default() };
+        let Entrance::Lookup(wishes) = entered(&honours, "GET", &asked) else { panic!() };
+        assert!(wishes.directives.no_cache);
+        let output = Rules { honour_request: true, ..output() };
+        assert_eq!(entered(&output, "GET", &asked), Entrance::Lookup(Wishes::default()));
+    }
+
+    #[test]
+    fn a_pass_has_a_reason_of_rfc_9211() {
+        assert_eq!(Pass::Method.forward(), Forward::Method);
+        assert_eq!(Pass::Condition.forward(), Forward::Request);
+        assert_eq!(Pass::Cookie.forward(), Forward::Bypass);
+    }
+}

@@ -97,3 +97,156 @@ fn date_if_missing(headers: &mut HeaderMap, now: Duration) {
         headers.insert(header::DATE, date::value(now));
     }
 }
+
+/// The only line of a field that must not be said twice.
+pub(super) fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    let mut lines = headers.get_all(name).iter();
+    let only = lines.next()?;
+    lines.next().is_none().then_some(only)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::header_map, *};
+
+    const NOW: Duration = Duration::from_secs(784_111_777);
+    const DATE: (&str, &str) = ("date", "Sun, 06 Nov 1994 08:49:37 GMT");
+
+    /// Whether each is what the other is, line by line.
+    #[track_caller]
+    fn assert_are(headers: &HeaderMap, expected: &[(&str, &str)]) {
+        assert_eq!(*headers, header_map(expected));
+    }
+
+    /// RFC 9111, section 3.1.
+    #[test]
+    fn all_fields_are_stored_but_those_of_one_connection() {
+        let kept = [
+            DATE,
+            ("test-header", "a"),
+            ("content-foo", "a"),
+            ("cache-control", "max-age=1"),
+            ("cdn-cache-control", "max-age=2"),
+            ("content-encoding", "br"),
+            ("content-range", "rows 1"),
+            ("clear-site-data", "cache"),
+            ("etag", "\"a\""),
+            ("public-key-pins", "a"),
+            ("set-cookie2", "a=b"),
+            ("vary", "a"),
+            ("vary", "b"),
+        ];
+        let mut lines = kept.to_vec();
+        for name in [
+            "connection",
+            "keep-alive",
+            "proxy-authenticate",
+            "proxy-authentication-info",
+            "proxy-authorization",
+            "proxy-connection",
+            "te",
+            "trailer",
+            "transfer-encoding",
+            "upgrade",
+            "age",
+            "content-length",
+            "set-cookie",
+        ] {
+            lines.push((name, "1"));
+        }
+        assert_are(&stored_headers(&header_map(&lines), &Rules::default(), NOW), &kept);
+    }
+
+    #[test]
+    fn what_connection_names_is_not_stored() {
+        let lines = [
+            DATE,
+            ("connection", "a, B"),
+            ("connection", "d"),
+            ("a", "1"),
+            ("b", "2"),
+            ("c", "3"),
+            ("d", "4"),
+        ];
+        let stored = stored_headers(&header_map(&lines), &Rules::default(), NOW);
+        assert_are(&stored, &[DATE, ("c", "3")]);
+    }
+
+    #[test]
+    fn our_own_target_is_between_the_service_and_us() {
+        let own = HeaderName::from_static("keep-cache-control");
+        let rules = Rules { target: Some(own.clone()), ..Rules::default() };
+        let lines = header_map(&[DATE, (own.as_str(), "max-age=1")]);
+        assert_are(&stored_headers(&lines, &rules, NOW), &[DATE]);
+        assert!(stored_headers(&lines, &Rules::default(), NOW).contains_key(&own));
+    }
+
+    /// RFC 9110, section 6.6.1.
+    #[test]
+    fn a_date_is_made_good() {
+        for lines in [&[][..], &[("date", "foo")], &[("date", "")]] {
+            assert_are(&stored_headers(&header_map(lines), &Rules::default(), NOW), &[DATE]);
+        }
+        let other = [("date", "Sun, 06 Nov 1994 08:00:00 GMT")];
+        assert_are(&stored_headers(&header_map(&other), &Rules::default(), NOW), &other);
+    }
+
+    /// RFC 9111, section 3.2.
+    #[test]
+    fn a_304_replaces_what_it_mentions_and_leaves_the_rest() {
+        let stored = [
+            ("date", "Sun, 06 Nov 1994 08:00:00 GMT"),
+            ("a", "1"),
+            ("b", "1"),
+            ("b", "2"),
+            ("etag", "\"a\""),
+            ("content-encoding", "br"),
+            ("content-type", "text/plain"),
+        ];
+        let not_modified = [
+            ("b", "3"),
+            ("c", "4"),
+            ("c", "5"),
+            ("content-type", "text/html"),
+            ("etag", "W/\"b\""),
+            ("content-encoding", "gzip"),
+            ("content-length", "7"),
+            ("content-md5", "a"),
+            ("content-range", "bytes 0-1/2"),
+            ("content-digest", "a"),
+            ("repr-digest", "a"),
+            ("age", "3"),
+            ("set-cookie", "a=b"),
+            ("connection", "d"),
+            ("d", "6"),
+        ];
+        let (stored, update) = (header_map(&stored), header_map(&not_modified));
+        let expected = [
+            DATE,
+            ("a", "1"),
+            ("b", "3"),
+            ("c", "4"),
+            ("c", "5"),
+            ("etag", "\"a\""),
+            ("content-encoding", "br"),
+            ("content-type", "text/html"),
+        ];
+        assert_are(&freshen(&stored, &update, &Rules::default(), NOW), &expected);
+    }
+
+    #[test]
+    fn a_304_says_when_it_was_made() {
+        let stored = header_map(&[("date", "Sun, 06 Nov 1994 08:00:00 GMT")]);
+        let later = [("date", "Sun, 06 Nov 1994 08:49:00 GMT")];
+        assert_are(&freshen(&stored, &header_map(&later), &Rules::default(), NOW), &later);
+        assert_are(&freshen(&stored, &HeaderMap::new(), &Rules::default(), NOW), &[DATE]);
+    }
+
+    #[test]
+    fn a_field_that_is_said_twice_has_no_single_line() {
+        let headers = header_map(&[("a", "1"), ("b", "1"), ("b", "1")]);
+        assert_eq!(single(&headers, &HeaderName::from_static("a")).unwrap(), "1");
+        assert_eq!(single(&headers, &HeaderName::from_static("b")), None);
+        assert_eq!(single(&headers, &HeaderName::from_static("c")), None);
+    }
+}

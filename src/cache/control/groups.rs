@@ -89,3 +89,66 @@ impl<'de> EntryVisitor<'de> for &mut Strings {
         Ok(Ignored)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::header_map, *};
+
+    fn of(lines: &[&str]) -> Vec<String> {
+        let lines: Vec<_> = lines.iter().map(|line| ("cache-groups", *line)).collect();
+        groups(&header_map(&lines))
+    }
+
+    #[test]
+    fn groups_are_strings_each_once_and_in_any_number_of_lines() {
+        assert_eq!(of(&["\"a\", \"B c\"", "\"a\", \"b c\""]), ["a", "B c", "b c"]);
+        assert_eq!(of(&["\"a\\\"b\";x=1"]), ["a\"b"], "parameters mean nothing");
+        assert_eq!(of(&["\"\""]), [""]);
+        assert!(of(&[]).is_empty() && of(&[""]).is_empty());
+    }
+
+    #[test]
+    fn a_field_with_anything_else_in_it_is_ignored() {
+        for line in
+            ["a", "\"a\", b", "\"a\", 1", "(\"a\")", "\"a\", (\"b\")", "\"a", "\"a\",", "\"ä\""]
+        {
+            assert!(of(&[line]).is_empty(), "{line}");
+        }
+        assert!(of(&["\"a\"", "b"]).is_empty());
+    }
+
+    #[test]
+    fn what_must_be_supported_is_and_there_is_an_end() {
+        let line = |count: usize| {
+            let names: Vec<_> = (0..count).map(|n| format!("\"{n:032}\"")).collect();
+            names.join(", ")
+        };
+        assert_eq!(of(&[&line(32)]).len(), 32);
+        assert_eq!(of(&[&line(1000)]).len(), MOST_GROUPS);
+    }
+
+    /// RFC 9875, section 3.
+    #[test]
+    fn only_an_unsafe_request_that_succeeds_invalidates_groups() {
+        let headers =
+            header_map(&[("cache-group-invalidation", "\"a\""), ("cache-groups", "\"b\"")]);
+        let invalidated = |method: &str, status| {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            !invalidated_groups(&method, StatusCode::from_u16(status).unwrap(), &headers).is_empty()
+        };
+        assert_eq!(invalidated_groups(&Method::POST, StatusCode::OK, &headers), ["a"]);
+        for (method, status, invalidates) in [
+            ("POST", 201, true),
+            ("DELETE", 303, true),
+            ("M-SEARCH", 200, true),
+            ("POST", 404, false),
+            ("POST", 500, false),
+            ("GET", 200, false),
+            ("HEAD", 200, false),
+            ("OPTIONS", 200, false),
+            ("QUERY", 200, false),
+        ] {
+            assert_eq!(invalidated(method, status), invalidates, "{method} {status}");
+        }
+    }
+}

@@ -132,3 +132,108 @@ fn without_dots(path: &str) -> String {
     }
     format!("/{}", segments.join("/"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::header_map, *};
+
+    fn of(target: &str, host: Option<&str>, location: &str) -> Vec<String> {
+        let headers = header_map(&[("location", location)]);
+        invalidated(&target.parse().unwrap(), host, StatusCode::OK, &headers)
+    }
+
+    /// What `Location` adds to the target itself.
+    fn adds(target: &str, location: &str) -> Option<String> {
+        let mut targets = of(target, Some("a.example"), location);
+        assert!(targets.len() <= 2, "{targets:?}");
+        targets.drain(1..).next()
+    }
+
+    /// RFC 9111, section 4.4.
+    #[test]
+    fn a_success_or_a_redirection_invalidates_the_target() {
+        let target = |status| {
+            let uri = "/a?b=c".parse().unwrap();
+            invalidated(&uri, None, StatusCode::from_u16(status).unwrap(), &HeaderMap::new())
+        };
+        for status in [200, 201, 204, 301, 303, 399] {
+            assert_eq!(target(status), ["/a?b=c"], "{status}");
+        }
+        for status in [100, 400, 404, 500, 599] {
+            assert!(target(status).is_empty(), "{status}");
+        }
+    }
+
+    #[test]
+    fn locations_of_the_same_origin_are_invalidated_too() {
+        let headers = header_map(&[
+            ("location", "/b"),
+            ("location", "/d"),
+            ("content-location", "c?d"),
+            ("content-location", "/x/a"),
+        ]);
+        let uri = "/x/a".parse().unwrap();
+        let targets = invalidated(&uri, Some("a.example"), StatusCode::CREATED, &headers);
+        assert_eq!(targets, ["/x/a", "/b", "/d", "/x/c?d"]);
+    }
+
+    /// RFC 3986, sections 5.2 and 5.4.
+    #[test]
+    fn references_are_resolved() {
+        for (reference, expected) in [
+            ("/e", Some("/e")),
+            ("e", Some("/b/c/e")),
+            ("./e", Some("/b/c/e")),
+            ("../e", Some("/b/e")),
+            ("../../../e", Some("/e")),
+            ("e/./f/../g", Some("/b/c/e/g")),
+            ("..", Some("/b/")),
+            (".", Some("/b/c/")),
+            ("/../e", Some("/e")),
+            ("/e/..", Some("/")),
+            ("?y", Some("/b/c/d?y")),
+            ("e?y#z", Some("/b/c/e?y")),
+            ("#z", None),
+            ("", None),
+            (" /e ", Some("/e")),
+            ("//a.example/e", Some("/e")),
+            ("//a.example:80/e", Some("/e")),
+            ("//u@A.Example:/e", Some("/e")),
+            ("//a.example", Some("/")),
+            ("//a.example?y", Some("/?y")),
+            ("http://a.example/e/../f?y#z", Some("/f?y")),
+            ("HTTPS://a.example:443/e", Some("/e")),
+            ("e?u=http://b.example/", Some("/b/c/e?u=http://b.example/")),
+            ("mailto:e", None),
+            ("ftp://a.example/e", None),
+            ("http://b.example/e", None),
+            ("//a.example:81/e", None),
+            ("//a.example@b.example/e", None),
+            ("http://a.example.b.example/e", None),
+        ] {
+            assert_eq!(adds("/b/c/d?x", reference).as_deref(), expected, "{reference}");
+        }
+    }
+
+    #[test]
+    fn the_authority_is_that_of_the_target_or_of_the_host() {
+        assert_eq!(of("http://a.example/b", Some("c.example"), "http://a.example/d").len(), 2);
+        assert_eq!(of("http://a.example/b", Some("c.example"), "http://c.example/d").len(), 1);
+        assert_eq!(
+            of("http://a.example/b", None, "https://a.example/d").len(),
+            1,
+            "another scheme"
+        );
+        assert_eq!(of("/b", None, "http://a.example/d").len(), 1, "nobody knows");
+        assert_eq!(of("/b", None, "/d").len(), 2);
+        assert_eq!(of("/b", Some("a.example:8080"), "http://a.example:8080/d").len(), 2);
+    }
+
+    #[test]
+    fn a_location_that_is_no_text_adds_nothing() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::LOCATION, http::HeaderValue::from_bytes(b"/\xff").unwrap());
+        let targets = invalidated(&"/a".parse().unwrap(), None, StatusCode::OK, &headers);
+        assert_eq!(targets, ["/a"]);
+    }
+}

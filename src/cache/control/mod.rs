@@ -9,16 +9,16 @@ use std::time::Duration;
 use http::{HeaderName, StatusCode};
 
 pub(crate) use self::{
-    answer::{answer_headers, into_answer},
+    answer::into_answer,
     condition::{Condition, Selection, revalidation, select, unconditional},
     directives::RequestDirectives,
-    enter::{Entrance, Pass, Wishes, enter},
+    enter::{Entrance, Wishes, enter},
     fields::{freshen, stored_headers},
     freshness::{Freshness, Reuse},
     groups::{groups, invalidated_groups},
     invalidation::invalidated,
     status::{CacheStatus, Forward, Outcome},
-    store::{Refusal, RequestFacts, Storable, revalidated, store},
+    store::{Arrival, Refusal, RequestFacts, Storable, revalidated, store},
     vary::{variant_value, vary},
 };
 
@@ -90,4 +90,14 @@ impl Default for Rules {
             output_cookies_ignored: false,
         }
     }
+}
+
+#[cfg(test)]
+fn header_map(lines: &[(&str, &str)]) -> http::HeaderMap {
+    let mut headers = http::HeaderMap::new();
+    for (name, value) in lines {
+        let name = HeaderName::try_from(*name).unwrap();
+        headers.append(name, http::HeaderValue::try_from(*value).unwrap());
+    }
+    headers
 }

@@ -38,10 +38,8 @@ pub(crate) enum Forward {
     Method,
     UriMiss,
     VaryMiss,
-    Miss,
     Request,
     Stale,
-    Partial,
 }
 
 impl Forward {
@@ -51,18 +49,9 @@ impl Forward {
             Self::Method => "method",
             Self::UriMiss => "uri-miss",
             Self::VaryMiss => "vary-miss",
-            Self::Miss => "miss",
             Self::Request => "request",
             Self::Stale => "stale",
-            Self::Partial => "partial",
         }
-    }
-}
-
-impl Outcome {
-    /// Forwarded for this reason, with nothing else to say.
-    pub(crate) fn forward(reason: Forward) -> Self {
-        Self::Forward { reason, status: None, stored: false, collapsed: false, ttl: None }
     }
 }
 
@@ -123,4 +112,89 @@ fn push_name(text: &mut String, name: &str) {
 
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:/".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use sfv::{BareItem, ListEntry, Parser};
+
+    use super::*;
+
+    fn text(cache: &str, outcome: Outcome, detail: Option<&str>) -> String {
+        CacheStatus { cache, outcome, detail }.value().to_str().unwrap().to_owned()
+    }
+
+    const PLAIN: Outcome = Outcome::Forward {
+        reason: Forward::UriMiss,
+        status: None,
+        stored: false,
+        collapsed: false,
+        ttl: None,
+    };
+
+    #[test]
+    fn a_hit_says_how_long_it_stays_fresh() {
+        assert_eq!(text("keep", Outcome::Hit { ttl: 30 }, None), "keep; hit; ttl=30");
+        assert_eq!(
+            text("keep", Outcome::Hit { ttl: -3 }, Some("stale")),
+            "keep; hit; ttl=-3; detail=stale"
+        );
+    }
+
+    #[test]
+    fn a_forward_says_why_and_what_became_of_it() {
+        assert_eq!(text("keep", PLAIN, None), "keep; fwd=uri-miss");
+        let all = Outcome::Forward {
+            reason: Forward::Stale,
+            status: Some(StatusCode::NOT_MODIFIED),
+            stored: true,
+            collapsed: true,
+            ttl: Some(60),
+        };
+        let expected = "keep; fwd=stale; fwd-status=304; stored; collapsed; ttl=60; detail=a";
+        assert_eq!(text("keep", all, Some("a")), expected);
+    }
+
+    /// RFC 9211, section 2.2.
+    #[test]
+    fn reasons_are_those_that_are_registered() {
+        let reasons = [
+            (Forward::Bypass, "bypass"),
+            (Forward::Method, "method"),
+            (Forward::UriMiss, "uri-miss"),
+            (Forward::VaryMiss, "vary-miss"),
+            (Forward::Request, "request"),
+            (Forward::Stale, "stale"),
+        ];
+        for (reason, name) in reasons {
+            assert_eq!(reason.as_str(), name);
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_no_token_is_a_string() {
+        for name in
+            ["keep", "*", "a:80/b", "my cache", "1a", "", "a\"b\\c", "käse", "a,b;c=d", "\0\n"]
+        {
+            let member = text(name, PLAIN, Some(name));
+            let list: sfv::List = Parser::new(&member).parse().unwrap();
+            let [ListEntry::Item(item)] = &list[..] else { panic!("{member}") };
+            let said = |bare: &BareItem| match bare {
+                BareItem::Token(token) => token.as_str().to_owned(),
+                BareItem::String(string) => string.as_str().to_owned(),
+                _ => panic!("{member}"),
+            };
+            let visible: String = name.chars().filter(|c| matches!(c, ' '..='~')).collect();
+            assert_eq!(said(&item.bare_item), visible);
+            assert_eq!(said(&item.params["detail"]), visible);
+        }
+    }
+
+    #[test]
+    fn the_member_comes_after_those_nearer_to_the_origin() {
+        let mut headers = super::super::header_map(&[("cache-status", "origin; hit")]);
+        CacheStatus { cache: "keep", outcome: PLAIN, detail: None }.append_to(&mut headers);
+        let lines: Vec<_> = headers.get_all(CACHE_STATUS).iter().collect();
+        assert_eq!(lines, ["origin; hit", "keep; fwd=uri-miss"]);
+    }
 }

@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use super::{
     Freshness, Output, RequestDirectives, Rules, date,
     directives::{CDN_CACHE_CONTROL, Directives, delta_seconds},
+    fields::single,
     vary,
 };
 use crate::head::RequestHead;
@@ -39,6 +40,15 @@ impl RequestFacts {
             },
         }
     }
+}
+
+/// When a response came.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arrival {
+    /// The wall clock, since the Unix epoch.
+    pub(crate) now: Duration,
+    /// The time since the request.
+    pub(crate) delay: Duration,
 }
 
 /// That a response may be stored.
@@ -117,17 +127,15 @@ impl Refusal {
     }
 }
 
-/// Whether a response may be stored, decided at its head. `now` is the wall clock since the Unix
-/// epoch when the response came, `delay` the time since the request.
+/// Whether a response may be stored, decided at its head.
 pub(crate) fn store(
     request: &RequestFacts,
     status: StatusCode,
     headers: &HeaderMap,
     rules: &Rules,
-    now: Duration,
-    delay: Duration,
+    arrival: Arrival,
 ) -> Result<Storable, Refusal> {
-    judge(request, status, headers, rules, now, delay).map_err(|refusal| {
+    judge(request, status, headers, rules, arrival).map_err(|refusal| {
         // What an error says about itself holds for the error, not for the target.
         if blames_the_moment(status) { Refusal::Status } else { refusal }
     })
@@ -145,8 +153,7 @@ fn judge(
     status: StatusCode,
     headers: &HeaderMap,
     rules: &Rules,
-    now: Duration,
-    delay: Duration,
+    arrival: Arrival,
 ) -> Result<Storable, Refusal> {
     // A stored HEAD must never answer a GET, so only GET is stored.
     if request.method != Method::GET {
@@ -176,10 +183,10 @@ fn judge(
     let vary = selecting_fields(request, headers)?;
     let mut freshness = match &rules.output {
         Some(output) => by_route(status, &directives, output)?,
-        None => by_http(status, headers, &directives, rules, now, delay)?,
+        None => by_http(status, headers, &directives, rules, arrival)?,
     };
     freshness.authorized = authorized;
-    let can_be_revalidated = status.is_success() && has_validator(headers, now);
+    let can_be_revalidated = status.is_success() && has_validator(headers, arrival.now);
     let keep = life(&freshness, can_be_revalidated, rules);
     if keep.is_zero() {
         return Err(if freshness.always_revalidate {
@@ -284,22 +291,23 @@ fn by_http(
     headers: &HeaderMap,
     directives: &Directives,
     rules: &Rules,
-    now: Duration,
-    delay: Duration,
+    arrival: Arrival,
 ) -> Result<Freshness, Refusal> {
-    let date = single(headers, &header::DATE)
-        .and_then(|value| date::parse_value(value, now))
-        .unwrap_or(now.as_secs());
+    let now = arrival.now;
+    let date = born(headers, now);
     let cacheable_by_default = is_heuristically_cacheable(status) || directives.explicitly_public();
     let (lifetime, heuristic) = match explicit(headers, directives, date, now) {
         Some(lifetime) => (lifetime, false),
         // Nothing says that this status may be stored (RFC 9111, section 3).
-        None if !cacheable_by_default && !directives.no_cache => return Err(Refusal::Status),
+        None if !cacheable_by_default && directives.no_cache => return Err(Refusal::NoCache),
+        None if !cacheable_by_default => return Err(Refusal::Status),
         None => (heuristic(headers, date, now), true),
     };
-    let window = directives.stale_while_revalidate.or(directives.stale_if_error);
-    let implied =
-        directives.s_maxage.is_some() && !(rules.stale_despite_s_maxage && window.is_some());
+    let has_window = [directives.stale_while_revalidate, directives.stale_if_error]
+        .into_iter()
+        .flatten()
+        .any(|window| !window.is_zero());
+    let implied = directives.s_maxage.is_some() && !(rules.stale_despite_s_maxage && has_window);
     let must_revalidate = directives.must_revalidate || directives.proxy_revalidate || implied;
     let never_stale = must_revalidate || directives.no_cache;
     let allowed = |window: Option<Duration>| match window {
@@ -308,7 +316,7 @@ fn by_http(
     };
     Ok(Freshness {
         lifetime,
-        initial_age: initial_age(headers, date, now, delay),
+        initial_age: initial_age(headers, date, arrival),
         stale_while_revalidate: allowed(directives.stale_while_revalidate),
         stale_if_error: allowed(directives.stale_if_error),
         always_revalidate: directives.no_cache,
@@ -316,6 +324,13 @@ fn by_http(
         authorized: false,
         heuristic,
     })
+}
+
+/// What bears no `Date`, or none that can be read, was made when it came.
+fn born(headers: &HeaderMap, now: Duration) -> u64 {
+    single(headers, &header::DATE)
+        .and_then(|value| date::parse_value(value, now))
+        .unwrap_or(now.as_secs())
 }
 
 /// RFC 9111, section 4.2.1.
@@ -346,19 +361,13 @@ fn heuristic(headers: &HeaderMap, date: u64, now: Duration) -> Duration {
 
 /// RFC 9111, section 4.2.3. Of several values of `Age` the first counts, and one that is no number is
 /// ignored (section 5.1).
-fn initial_age(headers: &HeaderMap, date: u64, now: Duration, delay: Duration) -> Duration {
+fn initial_age(headers: &HeaderMap, date: u64, arrival: Arrival) -> Duration {
     let said = headers.get(header::AGE).and_then(|value| {
         let first = value.as_bytes().split(|&byte| byte == b',').next().unwrap_or_default();
         delta_seconds(first.trim_ascii())
     });
-    let apparent = Duration::from_secs(now.as_secs().saturating_sub(date));
-    apparent.max(said.unwrap_or_default().saturating_add(delay))
-}
-
-fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
-    let mut lines = headers.get_all(name).iter();
-    let only = lines.next()?;
-    lines.next().is_none().then_some(only)
+    let apparent = Duration::from_secs(arrival.now.as_secs().saturating_sub(date));
+    apparent.max(said.unwrap_or_default().saturating_add(arrival.delay))
 }
 
 fn has_validator(headers: &HeaderMap, now: Duration) -> bool {
@@ -410,8 +419,7 @@ pub(crate) fn revalidated(
     not_modified: &HeaderMap,
     previous: &Freshness,
     rules: &Rules,
-    now: Duration,
-    delay: Duration,
+    arrival: Arrival,
 ) -> Result<Storable, Refusal> {
     let mut fields = merged.clone();
     if let Some(target) = &rules.target {
@@ -424,20 +432,21 @@ pub(crate) fn revalidated(
         .chain(&rules.target)
         .any(|name| not_modified.contains_key(name));
     if speaks || rules.output.is_some() || previous.heuristic {
-        return store(request, status, &fields, rules, now, delay);
+        return store(request, status, &fields, rules, arrival);
     }
     if request.directives.no_store {
         return Err(Refusal::RequestNoStore);
     }
-    let date = single(merged, &header::DATE)
-        .and_then(|value| date::parse_value(value, now))
-        .unwrap_or(now.as_secs());
+    let date = born(merged, arrival.now);
     let freshness =
-        Freshness { initial_age: initial_age(not_modified, date, now, delay), ..*previous };
+        Freshness { initial_age: initial_age(not_modified, date, arrival), ..*previous };
     let vary = selecting_fields(request, merged)?;
-    let keep = life(&freshness, has_validator(merged, now), rules);
+    let keep = life(&freshness, has_validator(merged, arrival.now), rules);
     if keep.is_zero() {
         return Err(Refusal::NoFreshness);
     }
     Ok(Storable { freshness, vary, keep })
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,9 +37,8 @@ pub(crate) fn variant_value(name: &HeaderName, request: &HeaderMap, out: &mut Ve
     if weighted {
         weighted_list(lines, out);
     } else {
-        let start = out.len();
-        for line in lines {
-            if out.len() > start {
+        for (index, line) in lines.enumerate() {
+            if index > 0 {
                 out.push(b',');
             }
             plain_list(line, out);
@@ -121,28 +120,162 @@ fn weighted_list<'a>(lines: impl Iterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
     out.truncate(end);
 }
 
-/// In lower case, without whitespace, and a weight in its shortest form, which is none for 1.
+/// In lower case, and a weight in its shortest form, which is none for 1. What is no weight stays as
+/// it is, lest it look like another.
 fn weighted_member(member: &[u8], out: &mut Vec<u8>) {
-    let (value, weight) = match member.iter().position(|&byte| byte == b';') {
-        Some(semicolon) => (&member[..semicolon], Some(&member[semicolon + 1..])),
-        None => (member, None),
-    };
     let start = out.len();
-    out.extend_from_slice(value.trim_ascii());
-    if let Some(weight) = weight {
-        let weight_start = out.len();
-        out.push(b';');
-        out.extend(weight.iter().filter(|byte| !byte.is_ascii_whitespace()));
-        if out[weight_start..].contains(&b'.') {
-            let zeros = out.iter().rev().take_while(|&&byte| byte == b'0').count();
-            out.truncate(out.len() - zeros);
-            if out.last() == Some(&b'.') {
-                out.pop();
+    let member = member.trim_ascii();
+    let semicolon = member.iter().position(|&byte| byte == b';');
+    let (value, weight) = member.split_at(semicolon.unwrap_or(member.len()));
+    let value = value.trim_ascii_end();
+    match weight.get(1..).and_then(|weight| shortest_weight(weight.trim_ascii_start())) {
+        Some(weight) if !value.is_empty() => {
+            out.extend_from_slice(value);
+            if weight != b"1" {
+                out.extend_from_slice(b";q=");
+                out.extend_from_slice(weight);
             }
         }
-        if out[weight_start..].eq_ignore_ascii_case(b";q=1") {
-            out.truncate(weight_start);
-        }
+        _ => out.extend_from_slice(member),
     }
     out[start..].make_ascii_lowercase();
+}
+
+/// RFC 9110, section 12.4.2.
+fn shortest_weight(weight: &[u8]) -> Option<&[u8]> {
+    let [b'q' | b'Q', b'=', value @ ..] = weight else { return None };
+    let (whole, decimals) = match value {
+        [whole] => (whole, &[][..]),
+        [whole, b'.', decimals @ ..] => (whole, decimals),
+        _ => return None,
+    };
+    let zeros = decimals.iter().rev().take_while(|&&digit| digit == b'0').count();
+    let significant = decimals.len() - zeros;
+    let valid = match whole {
+        b'0' => decimals.len() <= 3 && decimals.iter().all(u8::is_ascii_digit),
+        b'1' => decimals.len() <= 3 && significant == 0,
+        _ => false,
+    };
+    let length = if significant == 0 { 1 } else { 2 + significant };
+    valid.then_some(&value[..length])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::header_map, *};
+
+    fn fields(lines: &[&str]) -> Option<String> {
+        let lines: Vec<_> = lines.iter().map(|line| ("vary", *line)).collect();
+        let names = vary(&header_map(&lines))?;
+        Some(names.iter().map(HeaderName::as_str).collect::<Vec<_>>().join(" "))
+    }
+
+    fn variant(name: &str, lines: &[&str]) -> Vec<u8> {
+        let lines: Vec<_> = lines.iter().map(|line| (name, *line)).collect();
+        let mut out = b"before".to_vec();
+        variant_value(&HeaderName::try_from(name).unwrap(), &header_map(&lines), &mut out);
+        out.strip_prefix(b"before").unwrap().to_vec()
+    }
+
+    #[track_caller]
+    fn assert_alike(name: &str, one: &[&str], other: &[&str]) {
+        assert_eq!(variant(name, one), variant(name, other), "{one:?} {other:?}");
+    }
+
+    #[track_caller]
+    fn assert_differ(name: &str, one: &[&str], other: &[&str]) {
+        assert_ne!(variant(name, one), variant(name, other), "{one:?} {other:?}");
+    }
+
+    #[test]
+    fn fields_are_sorted_and_each_once() {
+        assert_eq!(fields(&[]).unwrap(), "");
+        assert_eq!(fields(&["Foo"]).unwrap(), "foo");
+        assert_eq!(fields(&["foo, Bar,,", "bar ,\tBAZ", ""]).unwrap(), "bar baz foo");
+    }
+
+    #[test]
+    fn nothing_selects_again_after_a_star_or_what_is_no_name() {
+        for line in ["*", "*, *", ", *", "*, foo", "foo, *", "foo bar", "foo;q=1", "\"foo\""] {
+            assert_eq!(fields(&[line]), None, "{line}");
+        }
+        assert_eq!(fields(&["", "*"]), None);
+        assert_eq!(fields(&["foo", "*"]), None);
+    }
+
+    #[test]
+    fn an_absent_field_is_not_an_empty_one() {
+        for name in ["foo", "accept-language"] {
+            assert_differ(name, &[], &[""]);
+            assert_differ(name, &[], &["a"]);
+            assert_differ(name, &[], &["-"]);
+        }
+    }
+
+    /// RFC 9111, section 4.1.
+    #[test]
+    fn lines_and_whitespace_at_commas_do_not_count() {
+        assert_alike("foo", &["1, 2"], &["1", "2"]);
+        assert_alike("foo", &["1,2"], &[" 1,\t 2 "]);
+        assert_alike("foo", &["1 ,2"], &["1", " 2"]);
+        assert_alike("foo", &["a b, \"c , d\""], &["a b", "\"c , d\""]);
+        assert_alike("foo", &["\"a\\\"\" , b"], &["\"a\\\"\",b"]);
+    }
+
+    #[test]
+    fn all_else_counts() {
+        assert_differ("foo", &["1"], &["2"]);
+        assert_differ("foo", &["1, 2"], &["2, 1"]);
+        assert_differ("foo", &["a"], &["A"]);
+        assert_differ("foo", &["a b"], &["a  b"]);
+        assert_differ("foo", &["a b"], &["ab"]);
+        assert_differ("foo", &["\"a, b\""], &["\"a,b\""]);
+        assert_differ("foo", &["\"a\\\" , b\""], &["\"a\\\",b\""]);
+        assert_differ("foo", &["a"], &["", "a"]);
+        assert_differ("foo", &["a"], &["a", ""]);
+        assert_differ("foo", &["a;q=1"], &["a"]);
+    }
+
+    /// RFC 9110, section 12.5.
+    #[test]
+    fn what_has_weights_is_a_set() {
+        for name in ["accept-language", "accept-encoding", "accept-charset"] {
+            assert_alike(name, &["en, de"], &["de, en"]);
+            assert_alike(name, &["en, de"], &["eN", " De"]);
+            assert_alike(name, &["en, de"], &[" en ,   de,, "]);
+            assert_alike(name, &["en;q=0.5, de"], &["de;q=1.0,en ; Q=0.500"]);
+            assert_alike(name, &["en;q=0"], &["en;q=0.000"]);
+            assert_alike(name, &["en;q=1"], &["en;q=1."]);
+            assert_differ(name, &["en, de"], &["en"]);
+            assert_differ(name, &["en"], &["en, en"]);
+            assert_differ(name, &["en;q=0.5, de"], &["en, de;q=0.5"]);
+            assert_differ(name, &["en;q=0.5"], &["en;q=0.05"]);
+            assert_differ(name, &["en;q=0"], &["en"]);
+            assert_differ(name, &["e n"], &["en"]);
+        }
+    }
+
+    #[test]
+    fn what_is_no_weight_is_left_alone() {
+        let name = "accept-language";
+        assert_differ(name, &["en;q=0.5;x=10"], &["en;q=0.5;x=1"]);
+        assert_differ(name, &["en;v=1.10"], &["en;v=1.1"]);
+        assert_differ(name, &["en;q=0. 5"], &["en;q=0.5"]);
+        assert_differ(name, &["en;q=10"], &["en;q=1"]);
+        assert_differ(name, &["en;q=1.001"], &["en"]);
+        assert_differ(name, &["en;q=0.0000"], &["en;q=0"]);
+        assert_differ(name, &["en;"], &["en"]);
+        assert_differ(name, &["en, ;q=1"], &["en"]);
+        assert_differ(name, &["en;q=0.5x0"], &["en;q=0.5x"]);
+    }
+
+    #[test]
+    fn many_members_are_put_in_order_as_few_are() {
+        let mut names: Vec<_> = (0..FEW * 3).map(|n| format!("l{n:03};q=0.{}", n % 10)).collect();
+        let forth = names.join(", ");
+        names.reverse();
+        assert_alike("accept-language", &[&forth], &[&names.join(",")]);
+        names.pop();
+        assert_differ("accept-language", &[&forth], &[&names.join(",")]);
+    }
 }

@@ -7,12 +7,13 @@ use super::draft::is_own;
 use crate::{
     RequestHead,
     cache::{
-        control::{self, RequestFacts},
+        control::{self, Arrival, RequestFacts},
         key,
         service::{Inside, Rules},
         shelf::Looked,
         tags::stored as tag,
     },
+    clock,
     marks::SessionMark,
     storage::Tag,
 };
@@ -33,6 +34,11 @@ pub(super) struct Client {
 }
 
 impl Client {
+    /// That of the answer, if it has come by now.
+    pub(super) fn arrival(&self) -> Arrival {
+        Arrival { now: clock::since_epoch(), delay: self.asked.elapsed() }
+    }
+
     /// Remembers what is needed of the request, and leaves the handler only what may influence an
     /// answer that others are given.
     pub(super) fn prepare<B>(rules: &Rules, looked: &Looked, request: &mut Request<B>) -> Self {
