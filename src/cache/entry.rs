@@ -406,7 +406,9 @@ impl Reader<'_> {
         if count > (self.end - self.at) / 2 {
             return Err(DecodeError::Damaged);
         }
-        let mut headers = HeaderMap::try_with_capacity(count).map_err(|_| DecodeError::Damaged)?;
+        // An answer adds `Age`, `Content-Length` and `Cache-Status`, and should not have to grow it.
+        let mut headers =
+            HeaderMap::try_with_capacity(count + 3).map_err(|_| DecodeError::Damaged)?;
         for _ in 0..count {
             let name = self.name()?;
             let length = self.length()?;

@@ -334,7 +334,7 @@ impl Fill {
             let answer = || {
                 let stored = Arc::clone(&stored);
                 let (headers, wishes) = (&client.headers, &self.ask.wishes);
-                reply::send(policy, stored, None, headers, wishes.head, self.forwarded, outcome)
+                reply::send(policy, stored, None, headers, wishes, self.forwarded, outcome)
             };
             if shared.shelf.storage.capabilities().local {
                 // The next request of whoever gets this finds it.
@@ -496,13 +496,13 @@ impl Fill {
         };
         let age = stored.freshness.age(Duration::ZERO);
         let (headers, forwarded) = (&client.headers, self.forwarded);
-        let head = self.ask.wishes.head;
+        let wishes = &self.ask.wishes;
         let answer = reply::send(
             policy,
             Arc::new(Stored::Response(stored)),
             Some(age),
             headers,
-            head,
+            wishes,
             forwarded,
             outcome,
         );
@@ -531,7 +531,8 @@ impl Fill {
         outcome.handler_status = status;
         let looked =
             Looked { found: Some(stale.clone()), fence: None, key: self.looked.key.clone() };
-        let answer = reply::hit(&self.rules.policy, looked, &client.headers, &self.ask, outcome);
+        let (policy, headers, resident) = (&self.rules.policy, &client.headers, looked.resident());
+        let answer = reply::hit(policy, looked, resident, headers, &self.ask, outcome);
         let _ = reply.send(Ok(answer));
         let vary = stale.response().and_then(|stored| control::vary(&stored.headers));
         let landing = match vary {
@@ -556,7 +557,8 @@ impl Fill {
         let Looked { found, fence, key } = &self.looked;
         let looked = Looked { found: found.clone(), fence: *fence, key: key.clone() };
         let outcome = Outcome::new(Source::Collapsed).with_ttl(ttl);
-        let answer = reply::hit(&self.rules.policy, looked, request, &self.ask, outcome);
+        let (policy, resident) = (&self.rules.policy, looked.resident());
+        let answer = reply::hit(policy, looked, resident, request, &self.ask, outcome);
         let _ = reply.send(Ok(answer));
         let found = self.looked.found.clone();
         let vary =

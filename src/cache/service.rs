@@ -140,11 +140,11 @@ impl Rules {
         }
     }
 
-    /// What a stored answer is good for.
-    pub(super) fn reuse(&self, looked: &Looked, wishes: &Wishes) -> Reuse {
+    /// What a stored answer is good for that has been stored for so long.
+    pub(super) fn reuse(&self, looked: &Looked, resident: Duration, wishes: &Wishes) -> Reuse {
         let Some(found) = &looked.found else { return Reuse::Unusable };
         let Some(response) = found.response() else { return Reuse::Unusable };
-        response.freshness.reuse(found.resident(), found.stale, wishes)
+        response.freshness.reuse(resident, found.stale, wishes)
     }
 
     /// Whether to renew an answer before its end (XFetch: Vattani et al., VLDB 2015).
@@ -199,12 +199,13 @@ where
         let mut looked = None;
         if self.rules.handle.shared.shelf.storage.answers_at_once() {
             let now = look_up_now(&self.rules, &ask, &request);
-            if let Reuse::Fresh { ttl_seconds: ttl } = self.rules.reuse(&now, &ask.wishes)
+            let resident = now.resident_when_read();
+            if let Reuse::Fresh { ttl_seconds: ttl } = self.rules.reuse(&now, resident, &ask.wishes)
                 && !self.rules.renews_early(&now, ttl)
             {
                 let outcome = Outcome::new(Source::Hit).with_ttl(ttl);
-                let response =
-                    reply::hit(&self.rules.policy, now, request.headers(), &ask, outcome);
+                let (policy, headers) = (&self.rules.policy, request.headers());
+                let response = reply::hit(policy, now, resident, headers, &ask, outcome);
                 return ResponseFuture::ready(response);
             }
             looked = Some(now);
@@ -252,7 +253,7 @@ where
                 rules.look_up(&ask, request.headers()).await
             }
         };
-        let forwarded = match rules.reuse(&now, &ask.wishes) {
+        let forwarded = match rules.reuse(&now, now.resident(), &ask.wishes) {
             Reuse::Fresh { ttl_seconds: ttl } => {
                 let outcome = Outcome::new(Source::Hit).with_ttl(ttl);
                 let early = rules.renews_early(&now, ttl);
@@ -342,11 +343,13 @@ where
     R::Error: Send,
 {
     if !renew || ask.wishes.head {
-        return reply::hit(&rules.policy, looked, request.headers(), &ask, outcome);
+        let resident = looked.resident();
+        return reply::hit(&rules.policy, looked, resident, request.headers(), &ask, outcome);
     }
     let shared = &rules.handle.shared;
     let old = Looked { found: looked.found.clone(), fence: looked.fence, key: looked.key.clone() };
-    let response = reply::hit(&rules.policy, old, request.headers(), &ask, outcome);
+    let resident = looked.resident();
+    let response = reply::hit(&rules.policy, old, resident, request.headers(), &ask, outcome);
     let flight = FlightKey::of(&looked, purges);
     if let Ok(permit) = Arc::clone(&shared.refreshes).try_acquire_owned()
         && let Boarding::Lead(leader) = shared.flights.board(flight)
@@ -369,14 +372,15 @@ fn share<B, R: Body>(
         return None;
     }
     let looked = Looked { found: Some(found), fence: None, key };
-    let outcome = match rules.reuse(&looked, &ask.wishes) {
+    let resident = looked.resident();
+    let outcome = match rules.reuse(&looked, resident, &ask.wishes) {
         Reuse::Fresh { ttl_seconds: ttl } => Outcome::new(Source::Collapsed).with_ttl(ttl),
         Reuse::Revalidate | Reuse::StaleWhileRevalidate { .. } if instead_of_error => {
             Outcome::new(Source::Stale).with_reason("stale-if-error")
         }
         _ => return None,
     };
-    Some(reply::hit(&rules.policy, looked, request.headers(), ask, outcome))
+    Some(reply::hit(&rules.policy, looked, resident, request.headers(), ask, outcome))
 }
 
 /// Lets a request pass, and stores nothing.

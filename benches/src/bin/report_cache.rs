@@ -48,7 +48,9 @@ fn main() {
         }
     }
 
-    println!("| asked | of | ns | over bare | over no-op | to moka by hand | allocations over bare |");
+    println!(
+        "| asked | of | ns | over bare | over no-op | to moka by hand | allocations over bare |"
+    );
     println!("|---|---|---|---|---|---|---|");
     for (i, contestant) in all.iter().enumerate() {
         let same = |cache| {

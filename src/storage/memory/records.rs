@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
     sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
@@ -18,7 +19,31 @@ pub(super) struct Records {
     records: RwLock<ByNamespace>,
 }
 
-pub(super) type ByNamespace = HashMap<Name, Record>;
+pub(super) type ByNamespace = HashMap<Name, Record, BuildHasherDefault<NameHasher>>;
+
+/// Every judgement looks its record up, so this is quick. Namespaces are named by the application,
+/// so nobody can make up names that collide.
+#[derive(Default)]
+pub(super) struct NameHasher(u64);
+
+impl Hasher for NameHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15; // 2^64 over the golden ratio
+        let (words, rest) = bytes.as_chunks::<8>();
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        for word in words.iter().chain([&last]) {
+            self.0 = (self.0 ^ u64::from_le_bytes(*word)).wrapping_mul(ODD).rotate_left(32);
+        }
+    }
+
+    /// The end of a string, which says nothing of a name that is the whole key.
+    fn write_u8(&mut self, _: u8) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 /// What ties an entry to the record of its namespace.
 pub(super) struct Birth {
