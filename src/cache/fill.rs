@@ -208,7 +208,9 @@ impl Fill {
         loop {
             let turn = queue.try_enter().await;
             let now = rules.look_up(&self.ask, request).await;
-            if let Reuse::Fresh { ttl_seconds: ttl } = rules.reuse(&now, &self.ask.wishes) {
+            if let Reuse::Fresh { ttl_seconds: ttl } =
+                rules.reuse(&now, now.resident(), &self.ask.wishes)
+            {
                 self.looked = now;
                 return Turn::Done(ttl);
             }
