@@ -5,8 +5,6 @@
 //! do meanwhile meets them alike; the figures are medians of the ratios within one round.
 
 use std::{
-    net::TcpListener,
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -29,7 +27,7 @@ use tower_keep::{
     rate_limit::Policy,
     storage::{Fence, Get, Identity, Key, Name, Put, PutOutcome, Tag, Version},
 };
-use tower_keep_benches::{measure::median, request};
+use tower_keep_benches::{measure::median, request, server::Server};
 
 const CLIENTS: u64 = 10_000;
 const LIMIT: u32 = 1_000_000_000;
@@ -61,43 +59,6 @@ const BY_HAND: &str = r"
     redis.call('SET', KEYS[1], struct.pack('>I6I4I4', window, previous, current + 1), 'PX', 2 * width)
     return {1, limit - used - 1, width - elapsed}
 ";
-
-/// A server that ends with the value.
-struct Server {
-    child: Child,
-    url: String,
-}
-
-impl Server {
-    fn start() -> Self {
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
-        let port = free.expect("a free port").port().to_string();
-        let child = Command::new("redis-server")
-            .args(["--port", &port, "--save", "", "--appendonly", "no", "--bind", "127.0.0.1"])
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server is installed");
-        Self { child, url: format!("redis://127.0.0.1:{port}") }
-    }
-
-    async fn connect(&self) -> MultiplexedConnection {
-        let client = redis::Client::open(self.url.as_str()).expect("a URL");
-        for _ in 0..100 {
-            if let Ok(connection) = client.get_multiplexed_async_connection().await {
-                return connection;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("the server does not answer");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[derive(Clone)]
 struct ByHand {
@@ -247,7 +208,7 @@ async fn main() {
         ByHand { connection: server.connect().await, script: Arc::new(Script::new(BY_HAND)) };
     // Two cores shared with the server: a slow answer is no outage here.
     let storage = RedisStorage::builder()
-        .url(server.url.clone())
+        .url(server.url().to_owned())
         .decision_deadline(Duration::from_secs(5))
         .entry_deadline(Duration::from_secs(5))
         .build()

@@ -1,6 +1,9 @@
-//! The contestants of the rate-limit figures, all behind one axum route, and what measures them.
+//! The contestants of the rate-limit figures, all behind one axum route, and what measures them. Those
+//! of the cache have a module of their own.
 
+pub mod cache;
 pub mod measure;
+pub mod server;
 
 use std::{
     convert::Infallible,
@@ -120,7 +123,7 @@ fn three() -> [Quota; 3] {
 
 /// A layer that does nothing: what axum charges for any.
 #[derive(Clone)]
-struct Noop;
+pub(crate) struct Noop;
 
 impl<S> Layer<S> for Noop {
     type Service = NoopService<S>;
@@ -131,7 +134,7 @@ impl<S> Layer<S> for Noop {
 }
 
 #[derive(Clone)]
-struct NoopService<S>(S);
+pub(crate) struct NoopService<S>(S);
 
 impl<S: Service<R>, R> Service<R> for NoopService<S> {
     type Response = S::Response;

@@ -226,17 +226,17 @@ pub(crate) fn decode(value: Bytes, key: &CacheKey, max_body: usize) -> Result<St
     if head_length < FIXED || head_length > value.len() {
         return Err(Damaged);
     }
-    let mut head = Reader { value: &value, at: 4, end: head_length };
-    if head.u64()? != checksum(&value[CHECKED_FROM..head_length]) {
+    let mut fixed = Fixed(value.get(4..FIXED).ok_or(Damaged)?);
+    if fixed.u64()? != checksum(&value[CHECKED_FROM..head_length]) {
         return Err(Damaged);
     }
 
-    let [kind, coding, flags] = head.array()?;
-    let status = u16::from_be_bytes(head.array()?);
-    let (count, key_length, tags_length) = (head.u32()?, head.u32()?, head.u32()?);
-    head.u32()?; // the length of the head
-    let (stored_length, body_length) = (head.u64()?, head.u64()?);
-    let mut duration = || head.u64().map(Duration::from_millis);
+    let [kind, coding, flags] = fixed.array()?;
+    let status = u16::from_be_bytes(fixed.array()?);
+    let (count, key_length, tags_length) = (fixed.u32()?, fixed.u32()?, fixed.u32()?);
+    fixed.u32()?; // the length of the head
+    let (stored_length, body_length) = (fixed.u64()?, fixed.u64()?);
+    let mut duration = || fixed.u64().map(Duration::from_millis);
     let freshness = Freshness {
         lifetime: duration()?,
         initial_age: duration()?,
@@ -248,6 +248,7 @@ pub(crate) fn decode(value: Bytes, key: &CacheKey, max_body: usize) -> Result<St
         heuristic: flags & HEURISTIC != 0,
     };
     let fill_time = duration()?;
+    let mut head = Reader { value: &value, at: FIXED, end: head_length };
     if head.bytes(key_length)? != key.as_bytes() {
         return Err(OtherKey);
     }
@@ -331,7 +332,30 @@ fn put_length(out: &mut BytesMut, mut length: usize) {
     out.put_u8(length as u8);
 }
 
-/// Reads a head, and never past its end.
+/// Reads the numbers that every head begins with. Always inlined: all lengths are then known, and
+/// nothing has to be checked.
+struct Fixed<'a>(&'a [u8]);
+
+impl Fixed<'_> {
+    #[inline(always)]
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        let (array, rest) = self.0.split_first_chunk().ok_or(DecodeError::Damaged)?;
+        self.0 = rest;
+        Ok(*array)
+    }
+
+    #[inline(always)]
+    fn u32(&mut self) -> Result<usize, DecodeError> {
+        Ok(u32::from_be_bytes(self.array()?) as usize)
+    }
+
+    #[inline(always)]
+    fn u64(&mut self) -> Result<u64, DecodeError> {
+        Ok(u64::from_be_bytes(self.array()?))
+    }
+}
+
+/// Reads the rest of a head, and never past its end.
 struct Reader<'a> {
     value: &'a Bytes,
     at: usize,
@@ -362,25 +386,16 @@ impl Reader<'_> {
     }
 
     #[inline]
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
-        self.bytes(N)?.try_into().map_err(|_| DecodeError::Damaged)
-    }
-
-    #[inline]
-    fn u32(&mut self) -> Result<usize, DecodeError> {
-        Ok(u32::from_be_bytes(self.array()?) as usize)
-    }
-
-    #[inline]
-    fn u64(&mut self) -> Result<u64, DecodeError> {
-        Ok(u64::from_be_bytes(self.array()?))
+    fn byte(&mut self) -> Result<u8, DecodeError> {
+        let at = self.skip(1)?;
+        Ok(self.value[at])
     }
 
     #[inline]
     fn length(&mut self) -> Result<usize, DecodeError> {
         let mut length = 0;
         for shift in (0..usize::BITS - 7).step_by(7) {
-            let [byte] = self.array()?;
+            let byte = self.byte()?;
             length |= usize::from(byte & 0x7f) << shift;
             if byte < 0x80 {
                 return Ok(length);
@@ -391,13 +406,13 @@ impl Reader<'_> {
 
     #[inline]
     fn name(&mut self) -> Result<HeaderName, DecodeError> {
-        match self.array()? {
-            [names::SPELLED_OUT] => {
+        match self.byte()? {
+            names::SPELLED_OUT => {
                 let length = self.length()?;
                 HeaderName::from_lowercase(self.bytes(length)?).map_err(|_| DecodeError::Damaged)
             }
             // A name that a later release has added.
-            [code] => names::name(code).ok_or(DecodeError::OtherVersion),
+            code => names::name(code).ok_or(DecodeError::OtherVersion),
         }
     }
 
@@ -406,7 +421,9 @@ impl Reader<'_> {
         if count > (self.end - self.at) / 2 {
             return Err(DecodeError::Damaged);
         }
-        let mut headers = HeaderMap::try_with_capacity(count).map_err(|_| DecodeError::Damaged)?;
+        // An answer adds `Age`, `Content-Length` and `Cache-Status`, and should not have to grow it.
+        let mut headers =
+            HeaderMap::try_with_capacity(count + 3).map_err(|_| DecodeError::Damaged)?;
         for _ in 0..count {
             let name = self.name()?;
             let length = self.length()?;

@@ -191,7 +191,9 @@ impl Fill {
         loop {
             let turn = queue.try_enter().await;
             let now = rules.look_up(&self.ask, request).await;
-            if let Reuse::Fresh { ttl_seconds: ttl } = rules.reuse(&now, &self.ask.wishes) {
+            if let Reuse::Fresh { ttl_seconds: ttl } =
+                rules.reuse(&now, now.resident(), &self.ask.wishes)
+            {
                 self.looked = now;
                 return Turn::Done(ttl);
             }
@@ -272,7 +274,7 @@ impl Fill {
             let answer = || {
                 let stored = Arc::clone(&stored);
                 let (headers, wishes) = (&client.headers, &self.ask.wishes);
-                reply::send(policy, stored, age, headers, wishes.head, self.forwarded, outcome)
+                reply::send(policy, stored, age, headers, wishes, self.forwarded, outcome)
             };
             if shared.shelf.storage.capabilities().local {
                 // The next request of whoever gets this finds it.
@@ -438,13 +440,13 @@ impl Fill {
         };
         let age = stored.freshness.age(Duration::ZERO);
         let (headers, forwarded) = (&client.headers, self.forwarded);
-        let head = self.ask.wishes.head;
+        let wishes = &self.ask.wishes;
         let answer = reply::send(
             policy,
             Arc::new(Stored::Response(stored)),
             Some(age),
             headers,
-            head,
+            wishes,
             forwarded,
             outcome,
         );
@@ -473,8 +475,9 @@ impl Fill {
         outcome.handler_status = status;
         outcome.ttl = stale.stale_ttl();
         let looked = Looked { found: Some(stale), fence: None, key: self.looked.key.clone() };
-        let (policy, forwarded) = (&self.rules.policy, self.forwarded);
-        let answer = reply::hit(policy, looked, &client.headers, &self.ask, forwarded, outcome);
+        let (policy, headers, resident) = (&self.rules.policy, &client.headers, looked.resident());
+        let answer =
+            reply::hit(policy, looked, resident, headers, &self.ask, self.forwarded, outcome);
         let _ = reply.send(Ok(answer));
         self.land_found(true);
     }
@@ -489,8 +492,9 @@ impl Fill {
         let Looked { found, fence, key } = &self.looked;
         let looked = Looked { found: found.clone(), fence: *fence, key: key.clone() };
         let outcome = Outcome::new(Source::Collapsed).with_ttl(ttl);
-        let (policy, forwarded) = (&self.rules.policy, self.forwarded);
-        let answer = reply::hit(policy, looked, request, &self.ask, forwarded, outcome);
+        let (policy, resident) = (&self.rules.policy, looked.resident());
+        let answer =
+            reply::hit(policy, looked, resident, request, &self.ask, self.forwarded, outcome);
         let _ = reply.send(Ok(answer));
         self.land_found(false);
     }

@@ -209,11 +209,13 @@ impl Part {
         &mut self.long[end..]
     }
 
+    #[inline]
     fn push(&mut self, bytes: &[u8]) {
         self.grow(bytes.len()).copy_from_slice(bytes);
     }
 
     /// Seven bits a byte, the lowest first: lengths below 128 are one byte.
+    #[inline]
     fn push_length(&mut self, mut length: usize) {
         while length >= 0x80 {
             self.push(&[length as u8 | 0x80]);

@@ -1,20 +1,20 @@
 //! How a stored response, or one that passes by, is sent.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, Response};
 use http_body::Body;
 
 use super::{
     CacheTags, Outcome, Policy, ResponseBody,
-    control::{self, Forward, Selection},
+    control::{self, Forward, Selection, Wishes},
     entry::{Stored, StoredResponse},
     service::Ask,
     shelf::Looked,
 };
 
-/// The stored response as this request wants it: whole, a part of it, or the news that the client has
-/// it already.
+/// The stored response, which has been stored for so long, as this request wants it: whole, a part of
+/// it, or the news that the client has it already.
 ///
 /// # Panics
 ///
@@ -22,24 +22,24 @@ use super::{
 pub(super) fn hit<R: Body>(
     policy: &Policy,
     looked: Looked,
+    resident: Duration,
     request: &HeaderMap,
     ask: &Ask,
     forwarded: Forward,
     outcome: Outcome,
 ) -> Response<ResponseBody<R>> {
     let found = looked.found.expect("a hit has found something");
-    let resident = found.resident();
     let age = found.response().map(|stored| stored.freshness.age(resident));
-    send(policy, found.stored, age, request, ask.wishes.head, forwarded, outcome)
+    send(policy, found.stored, age, request, &ask.wishes, forwarded, outcome)
 }
 
 /// A stored response; with an age unless it was made just now.
 pub(super) fn send<R: Body>(
     policy: &Policy,
     stored: Arc<Stored>,
-    age: Option<std::time::Duration>,
+    age: Option<Duration>,
     request: &HeaderMap,
-    head: bool,
+    wishes: &Wishes,
     forwarded: Forward,
     outcome: Outcome,
 ) -> Response<ResponseBody<R>> {
@@ -49,7 +49,14 @@ pub(super) fn send<R: Body>(
     };
     let StoredResponse { status, headers, body, .. } = stored;
     let length = body.len() as u64;
-    let selection = control::select(request, head, status, &headers, length);
+    let selection = match wishes {
+        Wishes { conditional: true, head, .. } => {
+            control::select(request, *head, status, &headers, length)
+        }
+        // Nothing to look for.
+        Wishes { head: true, .. } => Selection::Head,
+        Wishes { head: false, .. } => Selection::Full,
+    };
     let mut headers = headers;
     let status = control::into_answer(status, &mut headers, selection, age, length);
     outcome.write(forwarded, policy, &mut headers);

@@ -152,11 +152,11 @@ impl Rules {
         }
     }
 
-    /// What a stored answer is good for.
-    pub(super) fn reuse(&self, looked: &Looked, wishes: &Wishes) -> Reuse {
+    /// What a stored answer is good for that has been stored for so long.
+    pub(super) fn reuse(&self, looked: &Looked, resident: Duration, wishes: &Wishes) -> Reuse {
         let Some(found) = &looked.found else { return Reuse::Unusable };
         let Some(response) = found.response() else { return Reuse::Unusable };
-        response.freshness.reuse(found.resident(), found.stale, wishes)
+        response.freshness.reuse(resident, found.stale, wishes)
     }
 
     /// Whether to renew an answer before its end (XFetch: Vattani et al., VLDB 2015).
@@ -217,12 +217,15 @@ where
         let (mut looked, mut early) = (None, false);
         if self.rules.handle.shared.shelf.storage.answers_at_once() {
             let now = look_up_now(&self.rules, &ask, &request);
-            if let Reuse::Fresh { ttl_seconds: ttl } = self.rules.reuse(&now, &ask.wishes) {
+            let resident = now.resident_when_read();
+            if let Reuse::Fresh { ttl_seconds: ttl } = self.rules.reuse(&now, resident, &ask.wishes)
+            {
                 early = self.rules.renews_early(&now, ttl);
                 if !early {
                     let (policy, headers) = (&self.rules.policy, request.headers());
                     let outcome = Outcome::new(Source::Hit).with_ttl(ttl);
-                    let response = reply::hit(policy, now, headers, &ask, Forward::Stale, outcome);
+                    let response =
+                        reply::hit(policy, now, resident, headers, &ask, Forward::Stale, outcome);
                     return ResponseFuture::ready(response);
                 }
             }
@@ -273,7 +276,7 @@ where
                 rules.look_up(&ask, request.headers()).await
             }
         };
-        let forwarded = match rules.reuse(&now, &ask.wishes) {
+        let forwarded = match rules.reuse(&now, now.resident(), &ask.wishes) {
             Reuse::Fresh { ttl_seconds: ttl } => {
                 let outcome = Outcome::new(Source::Hit).with_ttl(ttl);
                 let early = early || rules.renews_early(&now, ttl);
@@ -364,11 +367,14 @@ where
     R::Error: Send,
 {
     if !renew || ask.wishes.head {
-        return reply::hit(&rules.policy, looked, request.headers(), &ask, Forward::Stale, outcome);
+        let resident = looked.resident();
+        let (policy, headers) = (&rules.policy, request.headers());
+        return reply::hit(policy, looked, resident, headers, &ask, Forward::Stale, outcome);
     }
     let shared = &rules.handle.shared;
     let old = Looked { found: looked.found.clone(), fence: looked.fence, key: looked.key.clone() };
-    let response = reply::hit(&rules.policy, old, request.headers(), &ask, Forward::Stale, outcome);
+    let (policy, headers, resident) = (&rules.policy, request.headers(), looked.resident());
+    let response = reply::hit(policy, old, resident, headers, &ask, Forward::Stale, outcome);
     if let Ok(permit) = Arc::clone(&shared.refreshes).try_acquire_owned()
         && let Boarding::Lead(leader) = shared.board(&looked, before)
     {
@@ -396,7 +402,8 @@ fn share<B, R: Body>(
         return None;
     }
     let looked = Looked { found: Some(found), fence: None, key };
-    let outcome = match rules.reuse(&looked, &ask.wishes) {
+    let resident = looked.resident();
+    let outcome = match rules.reuse(&looked, resident, &ask.wishes) {
         Reuse::Fresh { ttl_seconds: ttl } => Outcome::new(Source::Collapsed).with_ttl(ttl),
         Reuse::Revalidate | Reuse::StaleWhileRevalidate { .. } if instead_of_error => {
             let ttl = looked.found.as_ref().and_then(Found::stale_ttl);
@@ -404,7 +411,7 @@ fn share<B, R: Body>(
         }
         _ => return None,
     };
-    Some(reply::hit(&rules.policy, looked, request.headers(), ask, forwarded, outcome))
+    Some(reply::hit(&rules.policy, looked, resident, request.headers(), ask, forwarded, outcome))
 }
 
 /// Lets a request pass, and stores nothing.

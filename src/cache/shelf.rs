@@ -1,6 +1,12 @@
 //! Where responses and values are kept: the storage, and what this process remembers of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use http::{HeaderMap, HeaderName};
 use quick_cache::sync::Cache;
@@ -13,7 +19,7 @@ use super::{
     near::{Known, Near, Trust},
 };
 use crate::storage::{
-    AnyStorage, Fence, Get, Identity, Key, Name, Put, PutOutcome, Result, Storage, Tag,
+    AnyStorage, Fence, Get, Identity, Key, Lookup, Name, Put, PutOutcome, Result, Storage, Tag,
 };
 
 /// For how many targets it is remembered by which fields their responses vary.
@@ -29,6 +35,8 @@ pub(super) struct Shelf {
     detail: Name,
     pub(super) near: Option<Near>,
     varying: Cache<CacheKey, Specs>,
+    /// Whether there ever was something in it: where nothing varies, no hit has to look.
+    varies: AtomicBool,
     compress: Option<entry::Compression>,
 }
 
@@ -116,6 +124,18 @@ pub(super) struct Looked {
     pub(super) key: CacheKey,
 }
 
+impl Looked {
+    /// How long what was found has been in the storage.
+    pub(super) fn resident(&self) -> Duration {
+        self.found.as_ref().map(Found::resident).unwrap_or_default()
+    }
+
+    /// The same, for who has just looked: the clock is slow to ask.
+    pub(super) fn resident_when_read(&self) -> Duration {
+        self.found.as_ref().map(|found| found.resident).unwrap_or_default()
+    }
+}
+
 struct Fetched {
     found: Option<Found>,
     fence: Option<Fence>,
@@ -134,12 +154,23 @@ impl Shelf {
             detail: Name::new("r"),
             near,
             varying: Cache::new(VARYING),
+            varies: AtomicBool::new(false),
             compress,
         }
     }
 
     fn storage_key(&self, key: &CacheKey) -> Key {
         Key::new(&self.namespace, &self.detail, key.identity().clone())
+    }
+
+    fn known_specs(&self, primary: &CacheKey) -> Option<Specs> {
+        // A target that another thread is adding is not known yet, as if this had come first.
+        self.varies.load(Relaxed).then(|| self.varying.get(primary)).flatten()
+    }
+
+    fn remember_specs(&self, primary: &CacheKey, specs: Specs) {
+        self.varying.insert(primary.clone(), specs);
+        self.varies.store(true, Relaxed);
     }
 
     /// Finds the response to a request, whatever it varies by.
@@ -152,7 +183,7 @@ impl Shelf {
         request: &HeaderMap,
         max_body: usize,
     ) -> Result<Looked> {
-        let remembered = self.varying.get(primary);
+        let remembered = self.known_specs(primary);
         let mut tried = None;
         if let Some(specs) = &remembered {
             let looked = self.look_up_variant(primary, specs, request, max_body).await?;
@@ -177,7 +208,7 @@ impl Shelf {
         if let Some(looked) = tried.filter(|_| remembered.as_ref() == Some(&specs)) {
             return Ok(looked);
         }
-        self.varying.insert(primary.clone(), Arc::clone(&specs));
+        self.remember_specs(primary, Arc::clone(&specs));
         self.look_up_variant(primary, &specs, request, max_body).await
     }
 
@@ -215,9 +246,16 @@ impl Shelf {
         Ok(Looked { found, fence, key: key.clone() })
     }
 
+    async fn get(&self, key: &CacheKey, get: Get) -> Result<Lookup> {
+        match self.storage.get_now((&self.namespace, &self.detail, key.identity()), get) {
+            Some(lookup) => Ok(lookup),
+            None => self.storage.get(&self.storage_key(key), get).await,
+        }
+    }
+
     async fn fetch(self: &Arc<Self>, key: &CacheKey, max_body: usize) -> Result<Fetched> {
         let Some(near) = &self.near else {
-            let lookup = self.storage.get(&self.storage_key(key), wanted()).await?;
+            let lookup = self.get(key, wanted()).await?;
             let at = Instant::now();
             let found = lookup.entry.and_then(|entry| {
                 Some(Found {
@@ -244,11 +282,11 @@ impl Shelf {
         if let Some(known) = &known {
             get = get.with_known(known.version);
         }
-        let mut lookup = self.storage.get(&self.storage_key(key), get).await?;
+        let mut lookup = self.get(key, get).await?;
         let is_another = |known: &Known| lookup.fence.is_none_or(|fence| !known.is_of(fence));
         let is_unchanged = lookup.entry.as_ref().is_some_and(|entry| entry.unchanged);
         if is_unchanged && known.as_ref().is_none_or(is_another) {
-            lookup = self.storage.get(&self.storage_key(key), wanted()).await?;
+            lookup = self.get(key, wanted()).await?;
         }
         if let Some(fence) = lookup.fence {
             near.observe(fence, sent);
@@ -322,13 +360,15 @@ impl Shelf {
         (uri, tags): (&Tag, &[Tag]),
     ) -> Result<bool> {
         if vary.is_empty() {
-            self.varying.remove(primary);
+            if self.known_specs(primary).is_some() {
+                self.varying.remove(primary);
+            }
             return self.put(primary, stored, keep, fence, tags).await;
         }
         if !self.put(&variant(primary, vary, request), stored, keep, fence, tags).await? {
             return Ok(false);
         }
-        let known = self.varying.get(primary).unwrap_or_default();
+        let known = self.known_specs(primary).unwrap_or_default();
         if known.first().is_some_and(|newest| **newest == *vary) {
             // It may end before this variant, which costs a miss.
             return Ok(true);
@@ -339,7 +379,7 @@ impl Shelf {
         // Without it the variants cannot be found, so it lives longer than this one.
         let keep = keep.max(SPECS_LIFE);
         let stored = self.put(primary, &marker, keep, fence, std::slice::from_ref(uri)).await?;
-        self.varying.insert(primary.clone(), specs.into());
+        self.remember_specs(primary, specs.into());
         Ok(stored)
     }
 }

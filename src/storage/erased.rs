@@ -14,7 +14,7 @@ use super::{
     Storage, Tags, Verdict, When, denials::Denials, memory::MemoryStorage,
 };
 
-#[cfg(feature = "rate-limit")]
+#[cfg(any(feature = "rate-limit", feature = "cache"))]
 use super::Identity;
 #[cfg(feature = "rate-limit")]
 use crate::quota::Quota;
@@ -106,6 +106,13 @@ impl AnyStorage {
     #[cfg(any(feature = "rate-limit", feature = "cache"))]
     pub(crate) fn answers_at_once(&self) -> bool {
         self.memory.is_some()
+    }
+
+    /// [`get`](Storage::get) of a namespace, detail and identity at once, if the storage is in this
+    /// process.
+    #[cfg(feature = "cache")]
+    pub(crate) fn get_now(&self, entry: (&Name, &Name, &Identity), get: Get) -> Option<Lookup> {
+        self.memory.as_ref().map(|memory| memory.get_now(entry, get))
     }
 
     /// Charges the counter of a namespace, detail and identity at once, if it is in this process

@@ -15,7 +15,8 @@ use super::{
     table::Digest,
 };
 use crate::storage::{
-    Error, ErrorKind, Get, Key, Lookup, Put, PutOutcome, Result, TagDigest, Version, When, micros,
+    Error, ErrorKind, Get, Key, Lookup, Name, Put, PutOutcome, Result, TagDigest, Version, When,
+    micros,
 };
 
 /// How many entries each operation looks at, to drop the dead.
@@ -58,7 +59,7 @@ impl Entries {
 
     pub(super) fn get(
         &self,
-        key: &Key,
+        namespace: &Name,
         digest: &Digest,
         get: Get,
         now: u64,
@@ -67,14 +68,14 @@ impl Entries {
         let (mut shard, now) = self.begin(digest, now, SWEEP, bounds);
         let found = shard.table.find(digest);
         let records = if get.fence {
-            Some(self.records.read_with(key.namespace()))
+            Some(self.records.read_with(namespace))
         } else {
             self.records_of(&shard, found)
         };
         let fence = records
             .as_ref()
             .filter(|_| get.fence)
-            .and_then(|records| Some(records.get(key.namespace())?.fence(0)));
+            .and_then(|records| Some(records.get(namespace)?.fence(0)));
         let found = live(&mut shard, found, records.as_deref(), now, bounds);
         let entry = found.map(|i| {
             let item = shard.table.item_mut(i);

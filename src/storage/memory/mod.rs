@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use tokio::time::Instant;
 
-#[cfg(feature = "rate-limit")]
+#[cfg(any(feature = "rate-limit", feature = "cache"))]
 use super::Identity;
 use super::{
     AnyStorage, Capabilities, Charge, Error, ErrorKind, Get, HashKey, Invalidation, Key, Lookup,
@@ -142,6 +142,18 @@ impl MemoryStorage {
         self.inner.counters.charge_few(&few[..count], spend, enforce, now, bounds)
     }
 
+    /// Looks an entry up without making its key.
+    #[cfg(feature = "cache")]
+    pub(super) fn get_now(
+        &self,
+        (namespace, detail, identity): (&Name, &Name, &Identity),
+        get: Get,
+    ) -> Lookup {
+        let inner = &*self.inner;
+        let digest = inner.hash_key.digest_key(namespace, detail, identity);
+        inner.entries.get(namespace, &digest, get, inner.now(), &inner.bounds)
+    }
+
     /// How full the storage is.
     pub fn stats(&self) -> MemoryStats {
         self.inner.stats()
@@ -216,7 +228,7 @@ impl Storage for MemoryStorage {
     async fn get(&self, key: &Key, get: Get) -> Result<Lookup> {
         let inner = &*self.inner;
         let digest = key.digest(&inner.hash_key);
-        Ok(inner.entries.get(key, &digest, get, inner.now(), &inner.bounds))
+        Ok(inner.entries.get(key.namespace(), &digest, get, inner.now(), &inner.bounds))
     }
 
     async fn put(&self, key: &Key, put: Put<'_>) -> Result<PutOutcome> {
