@@ -16,6 +16,8 @@ mod head;
 pub mod lease;
 pub mod marks;
 #[cfg(any(feature = "rate-limit", feature = "cache"))]
+mod number;
+#[cfg(any(feature = "rate-limit", feature = "cache"))]
 // Some kinds of problems belong to one layer.
 #[cfg_attr(not(feature = "rate-limit"), allow(dead_code))]
 mod problem;

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::{
     control::{self, Freshness, Reuse, Wishes},
-    entry::{self, Stored, StoredResponse, StoredValue},
+    entry::{self, DecodeError, Stored, StoredResponse, StoredValue},
     key::CacheKey,
     near::{Known, Near, Trust},
 };
@@ -24,6 +24,10 @@ use crate::storage::{
 
 /// For how many targets it is remembered by which fields their responses vary.
 const VARYING: usize = 16_384;
+/// From how many bytes on a value is asked for as a large one, and for how many keys it is remembered
+/// that theirs is.
+const LARGE: usize = 32 << 10;
+const REMEMBERED_LARGE: usize = 16_384;
 /// How long the entry that lists the fields lives at least.
 const SPECS_LIFE: Duration = Duration::from_secs(86_400);
 /// By how many lists of fields the responses of one target may vary.
@@ -37,6 +41,8 @@ pub(super) struct Shelf {
     varying: Cache<CacheKey, Specs>,
     /// Whether there ever was something in it: where nothing varies, no hit has to look.
     varies: AtomicBool,
+    /// Whose values were large when this process met them last.
+    large: Cache<CacheKey, ()>,
     compress: Option<entry::Compression>,
 }
 
@@ -155,6 +161,7 @@ impl Shelf {
             near,
             varying: Cache::new(VARYING),
             varies: AtomicBool::new(false),
+            large: Cache::new(REMEMBERED_LARGE),
             compress,
         }
     }
@@ -246,10 +253,28 @@ impl Shelf {
         Ok(Looked { found, fence, key: key.clone() })
     }
 
+    /// What is large is asked for out of the way of what is not, which is slower.
     async fn get(&self, key: &CacheKey, get: Get) -> Result<Lookup> {
-        match self.storage.get_now((&self.namespace, &self.detail, key.identity()), get) {
-            Some(lookup) => Ok(lookup),
-            None => self.storage.get(&self.storage_key(key), get).await,
+        if let Some(lookup) =
+            self.storage.get_now((&self.namespace, &self.detail, key.identity()), get)
+        {
+            return Ok(lookup);
+        }
+        // Who knows the value is mostly told that it is still the same.
+        let large = get.known.is_none() && self.large.get(key).is_some();
+        let get = if large { get.with_large_value() } else { get };
+        let lookup = self.storage.get(&self.storage_key(key), get).await?;
+        if let Some(entry) = lookup.entry.as_ref().filter(|entry| !entry.unchanged) {
+            self.note_size(key, entry.value.len());
+        }
+        Ok(lookup)
+    }
+
+    fn note_size(&self, key: &CacheKey, bytes: usize) {
+        if bytes >= LARGE {
+            self.large.insert(key.clone(), ());
+        } else if self.large.get(key).is_some() {
+            self.large.remove(key);
         }
     }
 
@@ -333,6 +358,9 @@ impl Shelf {
         tags: &[Tag],
     ) -> Result<bool> {
         let value = entry::encode(stored, key, self.compress);
+        if !self.storage.answers_at_once() {
+            self.note_size(key, value.len());
+        }
         let put = Put::new(value, keep)
             .with_max_lifetime(keep)
             .with_tags(tags)
@@ -385,19 +413,16 @@ impl Shelf {
 }
 
 fn wanted() -> Get {
-    Get::new().with_fence().with_large_value()
+    Get::new().with_fence()
 }
 
 /// What is not an entry of this key, or of another format, is a miss; it is overwritten, never
 /// served, and not deleted: another version of this program may read it.
 fn decode(value: bytes::Bytes, key: &CacheKey, max_body: usize) -> Option<Stored> {
-    match entry::decode(value, key, max_body) {
-        Ok(stored) => Some(stored),
-        Err(error) => {
-            event!(debug, ?error, "a stored entry cannot be used");
-            None
-        }
-    }
+    let told = |error: &DecodeError| {
+        event!(debug, ?error, "a stored entry cannot be used");
+    };
+    entry::decode(value, key, max_body).inspect_err(told).ok()
 }
 
 /// The key of the variant that this request wants.

@@ -312,13 +312,10 @@ fn usable<T: DeserializeOwned>(looked: &Looked, early_refresh: Option<f64>) -> (
 }
 
 fn read<T: DeserializeOwned>(stored: &StoredValue) -> Option<T> {
-    match rmp_serde::from_slice(&stored.bytes) {
-        Ok(value) => Some(value),
-        Err(error) => {
-            event!(debug, %error, "a stored value is not of the type that is asked for");
-            None
-        }
-    }
+    let told = |error: &rmp_serde::decode::Error| {
+        event!(debug, %error, "a stored value is not of the type that is asked for");
+    };
+    rmp_serde::from_slice(&stored.bytes).inspect_err(told).ok()
 }
 
 impl Shared {

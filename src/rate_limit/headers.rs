@@ -8,10 +8,13 @@ use http::{
 };
 
 pub(crate) use self::shown::Shown;
-use self::text::{
-    LARGEST_INTEGER, digits, number, number_in, push_number, separate, value, whole_seconds,
+use self::text::{LARGEST_INTEGER, number_in, separate, whole_seconds};
+use crate::{
+    clock,
+    number::{digits, number, push_number, value},
+    quota::Algorithm,
+    storage::Verdict,
 };
-use crate::{clock, quota::Algorithm, storage::Verdict};
 
 mod shown;
 mod text;

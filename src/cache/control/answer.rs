@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::{Selection, directives::CDN_CACHE_CONTROL};
+use crate::number::number;
 
 /// Makes of stored fields those of the answer, and says its status. `length` is that of the stored
 /// body.
@@ -16,13 +17,13 @@ pub(crate) fn into_answer(
     length: u64,
 ) -> StatusCode {
     if let Some(age) = age {
-        headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
+        headers.insert(header::AGE, number(age.as_secs()));
     }
     match selection {
         Selection::Full | Selection::Head => {
             // RFC 9110, section 8.6: a 204 has none.
             if status != StatusCode::NO_CONTENT {
-                headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+                headers.insert(header::CONTENT_LENGTH, number(length));
             }
             status
         }
@@ -38,7 +39,7 @@ pub(crate) fn into_answer(
             // They are those of the whole, not of the part (RFC 9530, section 2).
             headers.remove("content-digest");
             headers.remove("content-md5");
-            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(end.saturating_sub(start)));
+            headers.insert(header::CONTENT_LENGTH, number(end.saturating_sub(start)));
             let range = format!("bytes {start}-{}/{length}", end.saturating_sub(1));
             headers.insert(header::CONTENT_RANGE, ascii(&range));
             StatusCode::PARTIAL_CONTENT
@@ -52,7 +53,7 @@ pub(crate) fn into_answer(
             headers.remove(header::EXPIRES);
             headers.remove(CDN_CACHE_CONTROL);
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
+            headers.insert(header::CONTENT_LENGTH, number(0));
             headers.insert(header::CONTENT_RANGE, ascii(&format!("bytes */{length}")));
             StatusCode::RANGE_NOT_SATISFIABLE
         }

@@ -4,6 +4,9 @@ use std::fmt::Write;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+use crate::number::digits;
+
+const HIT: &str = "; hit; ttl=";
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// One member of `Cache-Status`.
@@ -58,11 +61,18 @@ impl Forward {
 impl CacheStatus<'_> {
     /// The member alone.
     pub(crate) fn value(&self) -> HeaderValue {
-        let mut text = String::with_capacity(96);
+        // What has room to spare costs one more allocation to be shared.
+        let room = match self.outcome {
+            Outcome::Hit { ttl } if self.detail.is_none() => {
+                self.cache.len() + HIT.len() + usize::from(ttl < 0) + digits(ttl.unsigned_abs())
+            }
+            _ => 96,
+        };
+        let mut text = String::with_capacity(room);
         push_name(&mut text, self.cache);
         // Writing to a string cannot fail.
         let _ = match self.outcome {
-            Outcome::Hit { ttl } => write!(text, "; hit; ttl={ttl}"),
+            Outcome::Hit { ttl } => write!(text, "{HIT}{ttl}"),
             Outcome::Forward { reason, status, stored, collapsed, ttl } => {
                 text.push_str("; fwd=");
                 text.push_str(reason.as_str());

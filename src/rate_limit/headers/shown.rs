@@ -2,8 +2,8 @@
 
 use http::HeaderValue;
 
-use super::text::number;
 use crate::{
+    number::number,
     quota::{PeriodText, Quota},
     storage::Name,
 };
