@@ -250,21 +250,16 @@ proptest! {
         status in status(),
         rules in rules(),
         forbids in one_of(&["no-store", "private", "private=\"a\"", "No-Store"][..]),
-        field in one_of(&["cache-control", "cdn-cache-control", "keep-cache-control"][..]),
     ) {
         let before = stored(&request, status, &response, &rules);
         let mut more = response.clone();
-        more.append(field, HeaderValue::from_static(forbids));
-        let after = stored(&request, status, &more, &rules);
-        // A targeted field that was broken or absent may become the one that counts.
-        if field == "cache-control" {
-            match (before, after) {
-                (_, Err(_)) => {}
-                (Err(refusal), Ok(_)) => prop_assert!(false, "{:?} no more", refusal),
-                (Ok(before), Ok(after)) => {
-                    prop_assert!(after.keep <= before.keep);
-                    prop_assert!(after.freshness.lifetime <= before.freshness.lifetime);
-                }
+        more.append("cache-control", HeaderValue::from_static(forbids));
+        match (before, stored(&request, status, &more, &rules)) {
+            (_, Err(_)) => {}
+            (Err(refusal), Ok(_)) => prop_assert!(false, "{:?} no more", refusal),
+            (Ok(before), Ok(after)) => {
+                prop_assert!(after.keep <= before.keep);
+                prop_assert!(after.freshness.lifetime <= before.freshness.lifetime);
             }
         }
     }
@@ -288,7 +283,7 @@ proptest! {
     #[test]
     fn a_selected_range_lies_within_the_body(
         request in fields(),
-        range in text(),
+        range in prop_oneof![text(), "[0-9]{0,2}-[0-9]{0,2}".prop_map(String::into_bytes)],
         response in fields(),
         head: bool,
         status in status(),
@@ -346,7 +341,19 @@ proptest! {
 
     /// Whatever is left of a value says all of it: undoing nothing but whitespace beside commas.
     #[test]
-    fn values_that_differ_in_more_are_never_alike(one in text(), other in text()) {
+    fn values_that_differ_in_more_are_never_alike(
+        one in text(),
+        other in text(),
+        edit in option::of((any::<prop::sample::Index>(), one_of(&b",; \\\"a"[..]))),
+    ) {
+        let other = match edit {
+            None => other,
+            Some((place, byte)) => {
+                let mut edited = one.clone();
+                edited.insert(place.index(one.len() + 1), byte);
+                edited
+            }
+        };
         let bare = |text: &[u8]| {
             let text: Vec<_> = text.iter().copied().filter(|byte| !b" \t".contains(byte)).collect();
             text
@@ -360,7 +367,7 @@ proptest! {
     fn sets_of_weights_that_differ_are_never_alike(
         one in vec(("[a-c]{1,2}", 0..=1000_u32), 0..20),
         other in vec(("[a-c]{1,2}", 0..=1000_u32), 0..20),
-        swap: bool,
+        edit in option::of((any::<prop::sample::Index>(), 0..=1000_u32)),
     ) {
         let line = |members: &[(String, u32)]| {
             let members: Vec<_> = members
@@ -370,8 +377,11 @@ proptest! {
             [members.join(", ").into_bytes()]
         };
         let mut other = other;
-        if swap {
+        if let Some((place, weight)) = edit {
             other = one.iter().rev().cloned().collect();
+            if let Some(member) = other.get_mut(place.index(one.len() + 1)) {
+                member.1 = weight;
+            }
         }
         let sorted = |members: &[(String, u32)]| {
             let mut members = members.to_vec();
