@@ -33,7 +33,7 @@ use super::{
     control::{self, Forward, Reuse, Wishes},
     entry::{Stored, StoredResponse},
     flight::{Landing, Leader},
-    handle::{FlightKey, Landed},
+    handle::{FlightKey, Landed, Within},
     reply,
     service::{Ask, Rules},
     shelf::{Found, Looked, variant},
@@ -140,7 +140,7 @@ impl Fill {
         if let Some(leader) = &self.leader {
             leader.depart();
         }
-        let answer = oneshot(inner, request).await;
+        let answer = Within::run(None, shared, &self.ask.key, oneshot(inner, request)).await;
         let failed = match &answer {
             Ok(response) => is_failure(response.status()).then(|| Some(response.status())),
             Err(_) => Some(None),

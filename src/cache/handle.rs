@@ -2,8 +2,10 @@
 
 use std::{
     fmt,
+    future::Future,
+    mem,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
@@ -80,6 +82,8 @@ pub(super) struct Shared {
     pub(super) outage: Semaphore,
     /// Purges that the storage has not acknowledged.
     unacknowledged: AtomicUsize,
+    /// Those of them whose runtime has stopped: the next lookup repeats them on its own.
+    abandoned: Mutex<Vec<Purge>>,
 }
 
 /// Who may wait for a fill: those who saw the same fence.
@@ -87,6 +91,52 @@ pub(super) struct Shared {
 pub(super) struct FlightKey {
     key: CacheKey,
     fence: Option<Fence>,
+}
+
+tokio::task_local! {
+    static WITHIN: Within;
+}
+
+/// The fills that this task is part of. What is asked for within one must wait neither for it nor
+/// for the places that it and its like hold.
+#[derive(Clone)]
+pub(super) struct Within {
+    handle: usize,
+    key: CacheKey,
+    outer: Option<Arc<Within>>,
+}
+
+impl Within {
+    /// The innermost.
+    pub(super) fn now() -> Option<Self> {
+        WITHIN.try_with(Clone::clone).ok()
+    }
+
+    /// Runs what makes the answer to this key.
+    pub(super) async fn run<F: Future>(
+        outer: Option<Self>,
+        shared: &Arc<Shared>,
+        key: &CacheKey,
+        fill: F,
+    ) -> F::Output {
+        let handle = Arc::as_ptr(shared).addr();
+        let within = Self { handle, key: key.clone(), outer: outer.map(Arc::new) };
+        WITHIN.scope(within, fill).await
+    }
+
+    fn any(&self, holds: &impl Fn(&Self) -> bool) -> bool {
+        holds(self) || self.outer.as_ref().is_some_and(|outer| outer.any(holds))
+    }
+
+    /// Whether one of them is of this cache.
+    pub(super) fn is_of(&self, shared: &Arc<Shared>) -> bool {
+        self.any(&|within| within.handle == Arc::as_ptr(shared).addr())
+    }
+
+    /// Whether one of them makes the answer to this key.
+    pub(super) fn makes(&self, shared: &Arc<Shared>, key: &CacheKey) -> bool {
+        self.any(&|within| within.handle == Arc::as_ptr(shared).addr() && within.key == *key)
+    }
 }
 
 /// What a fill has brought.
@@ -102,8 +152,18 @@ pub(super) struct Landed {
 
 impl Shared {
     /// Whether the cache is passed by because a purge is not known to have happened.
-    pub(super) fn is_bypassed(&self) -> bool {
-        self.unacknowledged.load(SeqCst) > 0
+    pub(super) fn is_bypassed(self: &Arc<Self>) -> bool {
+        let is_bypassed = self.unacknowledged.load(SeqCst) > 0;
+        if is_bypassed {
+            for what in mem::take(&mut *self.abandoned()) {
+                tokio::spawn(Arc::clone(self).repeat(what));
+            }
+        }
+        is_bypassed
+    }
+
+    fn abandoned(&self) -> MutexGuard<'_, Vec<Purge>> {
+        self.abandoned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Leads the fill of what was not found, or follows another who saw the same. The lookup was begun
@@ -155,12 +215,27 @@ impl Shared {
         purged
     }
 
-    async fn repeat(self: Arc<Self>, what: Purge) {
+    fn repeat(self: Arc<Self>, what: Purge) -> impl Future<Output = ()> + Send {
+        // Made at once: the task may be dropped before it has run.
+        let repeating = Repeating { shared: self, what: Some(what) };
+        async move { repeating.until_acknowledged().await }
+    }
+}
+
+/// A purge that is repeated. Dropped with its runtime it is left to another.
+struct Repeating {
+    shared: Arc<Shared>,
+    what: Option<Purge>,
+}
+
+impl Repeating {
+    async fn until_acknowledged(mut self) {
         let mut pause = FIRST_PAUSE;
         loop {
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
-            match what.send(&self.shelf).await {
+            let Some(what) = &self.what else { return };
+            match what.send(&self.shared.shelf).await {
                 Ok(()) => break,
                 Err(error) if may_be_repeated(&error) => {}
                 Err(error) => {
@@ -169,10 +244,19 @@ impl Shared {
                 }
             }
         }
-        if let Some(near) = &self.shelf.near {
+        if let Some(near) = &self.shared.shelf.near {
             near.distrust();
         }
-        self.unacknowledged.fetch_sub(1, SeqCst);
+        self.what = None;
+        self.shared.unacknowledged.fetch_sub(1, SeqCst);
+    }
+}
+
+impl Drop for Repeating {
+    fn drop(&mut self) {
+        if let Some(what) = self.what.take() {
+            self.shared.abandoned().push(what);
+        }
     }
 }
 
@@ -427,6 +511,7 @@ impl CacheHandleBuilder {
                 refreshes: Arc::new(Semaphore::new(self.refreshes.min(Semaphore::MAX_PERMITS))),
                 outage: Semaphore::new(self.outage),
                 unacknowledged: AtomicUsize::new(0),
+                abandoned: Mutex::default(),
             }),
         }
     }

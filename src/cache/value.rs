@@ -15,7 +15,7 @@ use super::{
     entry::{Stored, StoredValue},
     fill::jittered,
     flight::{Boarding, Landing, Leader},
-    handle::{FlightKey, Landed, Shared},
+    handle::{FlightKey, Landed, Shared, Within},
     key::CacheKey,
     service::is_early,
     shelf::{Found, Looked},
@@ -228,7 +228,10 @@ impl CacheHandle {
         let identity = key.into();
         let key = CacheKey::for_value(&identity);
         let began = Instant::now();
-        let mut failures = 0;
+        let within = Within::now();
+        // Of what makes this very value one cannot wait for the end.
+        let makes_it = within.as_ref().is_some_and(|within| within.makes(shared, &key));
+        let mut failures = if makes_it { RETRIES + 1 } else { 0 };
         let mut looked = None;
         let mut before = shared.flights.now();
         loop {
@@ -246,7 +249,7 @@ impl CacheHandle {
                     if let Ok(permit) = Arc::clone(&shared.refreshes).try_acquire_owned()
                         && let Boarding::Lead(leader) = shared.board(&now, before)
                     {
-                        let making = Making::new(shared, identity, keep, now, Some(leader));
+                        let making = Making::new(shared, identity, keep, now, Some(leader), within);
                         tokio::spawn(async move {
                             let (reply, _value) = channel::channel();
                             making.make(fill, reply).await;
@@ -279,7 +282,7 @@ impl CacheHandle {
                 Some(Boarding::Landed) => continue,
                 None => None,
             };
-            let making = Making::new(shared, identity, keep, now, leader);
+            let making = Making::new(shared, identity, keep, now, leader, within);
             let (reply, value) = channel::channel();
             tokio::spawn(making.make(fill, reply));
             return value.await.unwrap_or(Err(FillError::Panicked));
@@ -319,7 +322,7 @@ fn read<T: DeserializeOwned>(stored: &StoredValue) -> Option<T> {
 }
 
 impl Shared {
-    async fn look_up_value(&self, key: &CacheKey) -> Looked {
+    async fn look_up_value(self: &Arc<Self>, key: &CacheKey) -> Looked {
         let nothing = || Looked { found: None, fence: None, key: key.clone() };
         if self.is_bypassed() {
             return nothing();
@@ -342,6 +345,7 @@ struct Making {
     keep: Keep,
     looked: Looked,
     leader: Option<Leader<FlightKey, Landed>>,
+    within: Option<Within>,
 }
 
 impl Making {
@@ -351,8 +355,9 @@ impl Making {
         keep: Keep,
         looked: Looked,
         leader: Option<Leader<FlightKey, Landed>>,
+        within: Option<Within>,
     ) -> Self {
-        Self { shared: Arc::clone(shared), identity, keep, looked, leader }
+        Self { shared: Arc::clone(shared), identity, keep, looked, leader, within }
     }
 
     async fn make<T, E, F, Fut>(mut self, fill: F, reply: channel::Sender<Result<T, FillError<E>>>)
@@ -369,15 +374,18 @@ impl Making {
             }
         };
         let shared = Arc::clone(&self.shared);
+        // The fill that this one is part of has a place already.
+        let has_place = self.within.as_ref().is_some_and(|within| within.is_of(&shared));
         let _permit = match self.looked.fence {
-            Some(_) => None,
-            None => shared.outage.acquire().await.ok(),
+            None if !has_place => shared.outage.acquire().await.ok(),
+            _ => None,
         };
         if let Some(leader) = &self.leader {
             leader.depart();
         }
         let asked = Instant::now();
-        let value = match fill().await {
+        let (within, key) = (self.within.take(), self.looked.key.clone());
+        let value = match Within::run(within, &shared, &key, async { fill().await }).await {
             Ok(value) => value,
             Err(error) => {
                 match self.stale_instead_of_error() {

@@ -7,6 +7,7 @@ use tower_keep::{RedisStorage, Storage, storage::AnyStorage};
 #[path = "../support/mod.rs"]
 mod support;
 
+mod adversary;
 mod basics;
 mod bodies;
 mod commands;
@@ -19,6 +20,7 @@ mod purge_race;
 mod purge_race_redis;
 mod stage;
 mod stampede;
+mod torn_lookups;
 mod values;
 mod world;
 
