@@ -1,17 +1,8 @@
 //! The cache as handlers and jobs hold it.
 
-use std::{
-    fmt,
-    future::Future,
-    mem,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-    time::Duration,
-};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
-use http::HeaderName;
+use http::{HeaderName, uri::PathAndQuery};
 use quick_cache::sync::Cache;
 use tokio::{
     sync::Semaphore,
@@ -24,12 +15,12 @@ use super::{
     flight::{Boarding, Flights, Moment},
     key::CacheKey,
     near::Near,
+    purge::{Owed, Purge},
+    service::Ask,
     shelf::{Found, Looked, Shelf},
     tags::stored as tag,
 };
-use crate::storage::{
-    AnyStorage, Error, ErrorKind, Fence, Identity, Invalidation, Name, Result, Storage, Tag, Tags,
-};
+use crate::storage::{AnyStorage, Error, ErrorKind, Fence, Identity, Name, Result, Storage, Tag};
 
 /// How many targets are remembered to give answers that cannot be stored.
 const REMEMBERED_MISSES: usize = 65_536;
@@ -39,9 +30,6 @@ const DEFAULT_OUTAGE_CONCURRENCY: usize = 128;
 /// Of zstd: fast, and most of what there is to gain.
 #[cfg(feature = "zstd")]
 const COMPRESSION_LEVEL: i32 = 3;
-/// How soon a purge that was not acknowledged is repeated; the pause doubles up to the second.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The cache outside of requests: to purge, and to keep values.
 ///
@@ -76,14 +64,11 @@ pub(super) struct Shared {
     pub(super) shelf: Arc<Shelf>,
     pub(super) flights: Arc<Flights<FlightKey, Landed>>,
     /// Until when the answers to a target are not waited for, since the last could not be stored.
-    misses: Cache<CacheKey, Instant>,
+    misses: Cache<(CacheKey, usize), Instant>,
     hit_for_miss: Duration,
     pub(super) refreshes: Arc<Semaphore>,
     pub(super) outage: Semaphore,
-    /// Purges that the storage has not acknowledged.
-    unacknowledged: AtomicUsize,
-    /// Those of them whose runtime has stopped: the next lookup repeats them on its own.
-    abandoned: Mutex<Vec<Purge>>,
+    pub(super) owed: Owed,
 }
 
 /// Who may wait for a fill: those who saw the same fence.
@@ -91,6 +76,8 @@ pub(super) struct Shared {
 pub(super) struct FlightKey {
     key: CacheKey,
     fence: Option<Fence>,
+    /// How many fills of the same cache the request is inside of: it must not wait for those.
+    depth: usize,
 }
 
 tokio::task_local! {
@@ -151,134 +138,31 @@ pub(super) struct Landed {
 }
 
 impl Shared {
-    /// Whether the cache is passed by because a purge is not known to have happened.
-    pub(super) fn is_bypassed(self: &Arc<Self>) -> bool {
-        let is_bypassed = self.unacknowledged.load(SeqCst) > 0;
-        if is_bypassed {
-            for what in mem::take(&mut *self.abandoned()) {
-                tokio::spawn(Arc::clone(self).repeat(what));
-            }
-        }
-        is_bypassed
-    }
-
-    fn abandoned(&self) -> MutexGuard<'_, Vec<Purge>> {
-        self.abandoned.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Leads the fill of what was not found, or follows another who saw the same. The lookup was begun
     /// at the moment.
-    pub(super) fn board(&self, looked: &Looked, before: Moment) -> Boarding<FlightKey, Landed> {
-        let key = FlightKey { key: looked.key.clone(), fence: looked.fence };
-        self.flights.board(key, before, looked.fence.is_some())
+    pub(super) fn board(
+        &self,
+        looked: &Looked,
+        before: Moment,
+        depth: usize,
+        patience: Duration,
+    ) -> Boarding<FlightKey, Landed> {
+        let key = FlightKey { key: looked.key.clone(), fence: looked.fence, depth };
+        self.flights.board(key, before, looked.fence.is_some(), patience)
     }
 
-    pub(super) fn is_hit_for_miss(&self, key: &CacheKey) -> bool {
-        self.misses.get(key).is_some_and(|until| Instant::now() < until)
+    pub(super) fn is_hit_for_miss(&self, ask: &Ask) -> bool {
+        self.misses.get(&(ask.key.clone(), ask.depth)).is_some_and(|until| Instant::now() < until)
     }
 
-    pub(super) fn remember_miss(&self, key: &CacheKey) {
+    pub(super) fn remember_miss(&self, ask: &Ask) {
         if !self.hit_for_miss.is_zero() {
-            self.misses.insert(key.clone(), Instant::now() + self.hit_for_miss);
+            self.misses.insert((ask.key.clone(), ask.depth), Instant::now() + self.hit_for_miss);
         }
     }
 
-    pub(super) fn forget_miss(&self, key: &CacheKey) {
-        self.misses.remove(key);
-    }
-
-    /// Invalidates, and goes on trying in the background if that fails.
-    pub(super) async fn purge(self: &Arc<Self>, what: Purge) -> Result<()> {
-        if matches!(&what.tags, Some(tags) if tags.is_empty()) {
-            return Ok(());
-        }
-        let purge = Arc::clone(self).purge_once(what);
-        if self.shelf.storage.answers_at_once() {
-            return purge.await;
-        }
-        // A task of its own: what has begun is finished, also if the caller goes away.
-        tokio::spawn(purge).await.unwrap_or_else(|_| {
-            Err(Error::new(ErrorKind::Unavailable, "the runtime stops before the purge was sent"))
-        })
-    }
-
-    async fn purge_once(self: Arc<Self>, what: Purge) -> Result<()> {
-        let purged = what.send(&self.shelf).await;
-        if let Some(near) = &self.shelf.near {
-            near.distrust();
-        }
-        if purged.as_ref().is_err_and(may_be_repeated) {
-            self.unacknowledged.fetch_add(1, SeqCst);
-            event!(warn, "a purge was not acknowledged; the cache is passed by until it is");
-            tokio::spawn(self.repeat(what));
-        }
-        purged
-    }
-
-    fn repeat(self: Arc<Self>, what: Purge) -> impl Future<Output = ()> + Send {
-        // Made at once: the task may be dropped before it has run.
-        let repeating = Repeating { shared: self, what: Some(what) };
-        async move { repeating.until_acknowledged().await }
-    }
-}
-
-/// A purge that is repeated. Dropped with its runtime it is left to another.
-struct Repeating {
-    shared: Arc<Shared>,
-    what: Option<Purge>,
-}
-
-impl Repeating {
-    async fn until_acknowledged(mut self) {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-            let Some(what) = &self.what else { return };
-            match what.send(&self.shared.shelf).await {
-                Ok(()) => break,
-                Err(error) if may_be_repeated(&error) => {}
-                Err(error) => {
-                    event!(error, %error, "a purge is given up");
-                    break;
-                }
-            }
-        }
-        if let Some(near) = &self.shared.shelf.near {
-            near.distrust();
-        }
-        self.what = None;
-        self.shared.unacknowledged.fetch_sub(1, SeqCst);
-    }
-}
-
-impl Drop for Repeating {
-    fn drop(&mut self) {
-        if let Some(what) = self.what.take() {
-            self.shared.abandoned().push(what);
-        }
-    }
-}
-
-fn may_be_repeated(error: &Error) -> bool {
-    !matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Unsupported)
-}
-
-/// What is to be invalidated, and how.
-pub(super) struct Purge {
-    /// `None`: everything.
-    tags: Option<Vec<Tag>>,
-    how: Invalidation,
-}
-
-impl Purge {
-    pub(super) fn hard(tags: Vec<Tag>) -> Self {
-        Self { tags: Some(tags), how: Invalidation::Hard }
-    }
-
-    async fn send(&self, shelf: &Shelf) -> Result<()> {
-        let tags = self.tags.as_deref().map_or(Tags::All, Tags::Any);
-        shelf.storage.invalidate(&shelf.namespace, tags, self.how).await
+    pub(super) fn forget_miss(&self, ask: &Ask) {
+        self.misses.remove(&(ask.key.clone(), ask.depth));
     }
 }
 
@@ -338,7 +222,7 @@ impl CacheHandle {
         &self,
         tags: impl IntoIterator<Item = T>,
     ) -> Result<()> {
-        self.shared.purge(Purge { tags: Some(own(tags)), how: Invalidation::Soft }).await
+        self.shared.purge(Purge::soft(own(tags))).await
     }
 
     /// Invalidates at once and, in the background, once more after the delay: for data that is read
@@ -371,8 +255,14 @@ impl CacheHandle {
     ///
     /// # Errors
     ///
-    /// As [`invalidate`](Self::invalidate).
+    /// [`Invalid`](ErrorKind::Invalid) for what is no path and query. Otherwise as
+    /// [`invalidate`](Self::invalidate).
     pub async fn invalidate_uri(&self, path_and_query: &str) -> Result<()> {
+        let is_target = path_and_query.parse::<PathAndQuery>().is_ok();
+        if !path_and_query.starts_with('/') || !is_target {
+            let message = "a target is a path and query as a request line has it: `/a%20b?c`";
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
         self.shared.purge(Purge::hard(vec![tag::uri(path_and_query.as_bytes())])).await
     }
 
@@ -423,7 +313,7 @@ impl CacheHandle {
     ///
     /// As [`invalidate`](Self::invalidate).
     pub async fn clear(&self) -> Result<()> {
-        self.shared.purge(Purge { tags: None, how: Invalidation::Hard }).await
+        self.shared.purge(Purge::everything()).await
     }
 }
 
@@ -472,7 +362,7 @@ impl CacheHandleBuilder {
     /// For how long requests do not wait for each other's answers when the last could not be stored:
     /// 30 s unless set.
     pub fn with_hit_for_miss(mut self, time: Duration) -> Self {
-        self.hit_for_miss = time;
+        self.hit_for_miss = time.min(Duration::from_secs(86_400));
         self
     }
 
@@ -510,8 +400,7 @@ impl CacheHandleBuilder {
                 hit_for_miss: self.hit_for_miss,
                 refreshes: Arc::new(Semaphore::new(self.refreshes.min(Semaphore::MAX_PERMITS))),
                 outage: Semaphore::new(self.outage),
-                unacknowledged: AtomicUsize::new(0),
-                abandoned: Mutex::default(),
+                owed: Owed::default(),
             }),
         }
     }

@@ -88,6 +88,7 @@ mod layer;
 mod near;
 mod outcome;
 mod policy;
+mod purge;
 mod reply;
 mod service;
 mod shelf;

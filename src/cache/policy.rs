@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use http::{HeaderName, StatusCode};
+use http::{HeaderName, StatusCode, header};
 
 use super::{
     control::{Output, Rules},
@@ -187,28 +187,28 @@ impl Policy {
     ///
     /// # Panics
     ///
-    /// If that is no name of a header field.
+    /// If that is no name of a header field, or that of a credential (`Cookie`, `Authorization`).
     #[must_use]
     #[track_caller]
     pub fn add_key_header(mut self, name: &str) -> Self {
-        self.key.headers.push(header_name(name));
+        self.key.headers.push(plain_header_name(name));
         self
     }
 
     /// Makes something about the request part of the key: the tenant, the API version, a bucket of
     /// an experiment. `None` is a key of its own.
     #[must_use]
-    pub fn add_key_part(
+    pub fn add_key_part<P: Into<Identity>>(
         mut self,
-        part: impl Fn(RequestHead<'_>) -> Option<Identity> + Send + Sync + 'static,
+        part: impl Fn(RequestHead<'_>) -> Option<P> + Send + Sync + 'static,
     ) -> Self {
-        self.key.parts.push(Arc::new(part));
+        self.key.parts.push(Arc::new(move |head| part(head).map(Into::into)));
         self
     }
 
     /// Stores answers per principal, also those to requests with `Authorization` or `Cookie` and of
     /// touched sessions: the opt-in for private answers. Requests without a principal (`None`) pass
-    /// by.
+    /// by. An answer that itself says `Cache-Control: private` is still not stored.
     ///
     /// # Security
     ///
@@ -216,32 +216,40 @@ impl Policy {
     /// request extensions; never a header field that a client can choose freely. An answer is given
     /// to everybody with an equal principal.
     #[must_use]
-    pub fn with_principal(
+    pub fn with_principal<P: Into<Identity>>(
         mut self,
-        principal: impl Fn(RequestHead<'_>) -> Option<Identity> + Send + Sync + 'static,
+        principal: impl Fn(RequestHead<'_>) -> Option<P> + Send + Sync + 'static,
     ) -> Self {
-        self.key.principal = Some(Arc::new(principal));
+        self.key.principal = Some(Arc::new(move |head| principal(head).map(Into::into)));
         self.rules.keyed_principal = true;
         self
     }
 
-    /// Output mode: lets the handler see a header field that is not part of the key. It must not
-    /// influence the answer.
+    /// Lets the handler see a header field that is not part of the key, and would be removed: in HTTP
+    /// mode one of those by which proxies overrule the request line (`X-Forwarded-Proto` and the
+    /// like), in output mode any. It must not influence the answer.
     ///
     /// # Panics
     ///
-    /// If that is no name of a header field.
+    /// If that is no name of a header field, or that of a credential (`Cookie`, `Authorization`).
     #[must_use]
     #[track_caller]
     pub fn add_visible_header(mut self, name: &str) -> Self {
-        self.visible.push(header_name(name));
+        self.visible.push(plain_header_name(name));
         self
     }
 
     /// Output mode: cookies do not matter to this route. They are removed from what the handler sees,
     /// and no longer a reason to pass by.
+    ///
+    /// # Panics
+    ///
+    /// In HTTP mode, where cookies mean nothing to the cache: handlers whose answers depend on them
+    /// say `private` or `Vary: Cookie`.
     #[must_use]
+    #[track_caller]
     pub fn with_cookies_ignored(mut self) -> Self {
+        self.output_mut("ignoring cookies");
         self.rules.output_cookies_ignored = true;
         self
     }
@@ -446,4 +454,15 @@ impl fmt::Debug for Policy {
 fn header_name(name: &str) -> HeaderName {
     HeaderName::try_from(name)
         .unwrap_or_else(|_| panic!("{name:?} cannot be the name of a header field"))
+}
+
+/// One that says nothing about who asks.
+#[track_caller]
+fn plain_header_name(name: &str) -> HeaderName {
+    let name = header_name(name);
+    assert!(
+        name != header::COOKIE && name != header::AUTHORIZATION,
+        "{name} says who asks: name the principal with `with_principal` instead"
+    );
+    name
 }

@@ -13,7 +13,7 @@ use super::{
     CacheHandle, CacheTags,
     control::{Freshness, Reuse, Wishes},
     entry::{Stored, StoredValue},
-    fill::jittered,
+    fill::{self, jittered},
     flight::{Boarding, Landing, Leader},
     handle::{FlightKey, Landed, Shared, Within},
     key::CacheKey,
@@ -156,6 +156,16 @@ pub enum FillError<E> {
     Panicked,
 }
 
+impl<E> FillError<E> {
+    /// The closure's error, if there is one.
+    pub fn into_inner(self) -> Option<E> {
+        match self {
+            Self::Fill(error) => Some(error),
+            Self::Panicked => None,
+        }
+    }
+}
+
 impl<E: fmt::Display> fmt::Display for FillError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -216,7 +226,7 @@ impl CacheHandle {
         &self,
         key: impl Into<Identity>,
         keep: Keep,
-        fill: F,
+        closure: F,
     ) -> Result<T, FillError<E>>
     where
         T: Serialize + DeserializeOwned + Send + 'static,
@@ -247,12 +257,13 @@ impl CacheHandle {
                 (Some(value), Use::AsItIs) => return Ok(value),
                 (Some(value), Use::AndRenew) => {
                     if let Ok(permit) = Arc::clone(&shared.refreshes).try_acquire_owned()
-                        && let Boarding::Lead(leader) = shared.board(&now, before)
+                        && let Boarding::Lead(leader) =
+                            shared.board(&now, before, 0, keep.fill_timeout)
                     {
                         let making = Making::new(shared, identity, keep, now, Some(leader), within);
-                        tokio::spawn(async move {
+                        fill::spawn(async move {
                             let (reply, _value) = channel::channel();
-                            making.make(fill, reply).await;
+                            making.make(closure, reply).await;
                             drop(permit);
                         });
                     }
@@ -260,7 +271,8 @@ impl CacheHandle {
                 }
                 _ => {}
             }
-            let boarding = (failures <= RETRIES).then(|| shared.board(&now, before));
+            let boarding =
+                (failures <= RETRIES).then(|| shared.board(&now, before, 0, keep.fill_timeout));
             let leader = match boarding {
                 Some(Boarding::Follow(follower)) => {
                     let left = keep.fill_timeout.saturating_sub(began.elapsed());
@@ -284,7 +296,7 @@ impl CacheHandle {
             };
             let making = Making::new(shared, identity, keep, now, leader, within);
             let (reply, value) = channel::channel();
-            tokio::spawn(making.make(fill, reply));
+            fill::spawn(making.make(closure, reply));
             return value.await.unwrap_or(Err(FillError::Panicked));
         }
     }
@@ -316,7 +328,8 @@ fn usable<T: DeserializeOwned>(looked: &Looked, early_refresh: Option<f64>) -> (
 
 fn read<T: DeserializeOwned>(stored: &StoredValue) -> Option<T> {
     let told = |error: &rmp_serde::decode::Error| {
-        event!(debug, %error, "a stored value is not of the type that is asked for");
+        let _ = error; // it may show the value
+        event!(debug, "a stored value is not of the type that is asked for");
     };
     rmp_serde::from_slice(&stored.bytes).inspect_err(told).ok()
 }
@@ -377,7 +390,10 @@ impl Making {
         // The fill that this one is part of has a place already.
         let has_place = self.within.as_ref().is_some_and(|within| within.is_of(&shared));
         let _permit = match self.looked.fence {
-            None if !has_place => shared.outage.acquire().await.ok(),
+            None if !has_place => {
+                // Who never gets a place is not kept waiting for one for ever.
+                timeout(self.keep.fill_timeout, shared.outage.acquire()).await.ok()
+            }
             _ => None,
         };
         if let Some(leader) = &self.leader {
