@@ -199,8 +199,8 @@ impl CacheHandle {
     /// # Errors
     ///
     /// If the storage does not acknowledge it. It is then repeated in the background until it does,
-    /// and this process answers past the cache meanwhile; other nodes may serve what was to be purged
-    /// until then.
+    /// or the process ends, and this handle answers past the cache meanwhile; others may serve what was
+    /// to be purged until then.
     ///
     /// # Cancel safety
     ///
@@ -229,6 +229,10 @@ impl CacheHandle {
     /// from a replica which lags behind by at most that long.
     ///
     /// The second is lost with the process.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
     ///
     /// # Errors
     ///
@@ -266,7 +270,8 @@ impl CacheHandle {
         self.shared.purge(Purge::hard(vec![tag::uri(path_and_query.as_bytes())])).await
     }
 
-    /// Ends all responses of a route, named as axum's `MatchedPath` does: `/products/{id}`.
+    /// Ends all responses of a route, named in full as axum's `MatchedPath` does: `/api/products/{id}`,
+    /// also where `/api` is nested.
     ///
     /// # Errors
     ///
@@ -275,7 +280,7 @@ impl CacheHandle {
         self.shared.purge(Purge::hard(vec![tag::route(route.as_bytes())])).await
     }
 
-    /// Ends all responses of a host, named as requests do, with the port if they have one.
+    /// Ends all responses of a host, named as requests do: with the port if they have one.
     ///
     /// # Errors
     ///

@@ -42,14 +42,23 @@ pub enum StatusHeader {
 ///
 /// # Security
 ///
-/// Answers to requests with `Authorization`, of touched [sessions](crate::marks::SessionMark), with
-/// `Set-Cookie`, `Vary: *`, `Vary: Cookie`, `private` or `no-store` are not stored. In output mode
-/// requests with `Cookie` pass by as well, and the handler sees no header field that is not part of
-/// the key, could not be named by `Vary`, or was not made [visible](Self::add_visible_header): what
-/// it cannot see it cannot leak into the answer of somebody else. What it learns from request
-/// extensions, such as a user that an authentication layer has put there, is not hidden: such a layer
-/// should touch a [mark](crate::marks::SessionMark), or the policy name a
-/// [principal](Self::with_principal).
+/// Answers of touched [sessions](crate::marks::SessionMark), with `Set-Cookie`, `Vary: *`,
+/// `Vary: Cookie`, `private` or `no-store` are not stored, and those to requests with `Authorization`
+/// only where RFC 9111 §3.5 allows it (`public`, `s-maxage`, `must-revalidate`).
+///
+/// In HTTP mode cookies mean nothing to the cache: handlers whose answers depend on them say `private`
+/// or `Vary: Cookie`. The handler does not see fields by which proxies overrule the request line
+/// (`X-Forwarded-Host` and the like).
+///
+/// In output mode requests with `Authorization` or `Cookie` pass by, and of the header fields the
+/// handler sees `Host`, `Accept`, `Accept-Language`, `Content-Length`, `traceparent`, `tracestate`,
+/// those in the key, those made [visible](Self::add_visible_header), and the `If-None-Match` of a
+/// revalidation: what it cannot see it cannot leak into the answer of somebody else. If it uses
+/// `Accept` or `Accept-Language`, it has to say so in `Vary`.
+///
+/// What it learns from request extensions, such as a user that an authentication layer has put there,
+/// is not hidden: such a layer should touch the [mark](crate::marks::SessionMark), or the policy name
+/// a [principal](Self::with_principal).
 ///
 /// # Examples
 ///
@@ -115,7 +124,10 @@ impl Policy {
         }
     }
 
-    /// Stores every successful answer for this long, unless the handler forbids it.
+    /// Stores every answer with status 200, 203, 204, 301 or 308 for this long, unless the handler
+    /// forbids it by `no-store`, `no-cache` or `private`.
+    ///
+    /// The time is the cache's own: clients are not told, and fetch or revalidate each time.
     pub fn output(ttl: Duration) -> Self {
         let mut policy = Self::http();
         policy.rules.output = Some(Output {
@@ -299,7 +311,7 @@ impl Policy {
         self
     }
 
-    /// Labels all answers of the route.
+    /// Labels all answers of the route, instead of with what was set before.
     #[must_use]
     pub fn with_tags<T: Into<String>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
         self.tags = tags.into_iter().map(Into::into).collect();

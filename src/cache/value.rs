@@ -71,7 +71,7 @@ impl Keep {
         }
     }
 
-    /// Labels the value; see [`CacheHandle::invalidate`].
+    /// Labels the value, instead of with those it had; see [`CacheHandle::invalidate`].
     pub fn with_tags<T: AsRef<[u8]>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
         self.tags = CacheTags::from_iter(tags);
         self
@@ -84,7 +84,8 @@ impl Keep {
         self
     }
 
-    /// For this long after its end the old value is given where the closure fails.
+    /// For this long after its end the old value is given where the closure fails, with whatever error:
+    /// let what may be absent be an `Option`, and absence no error.
     pub fn with_stale_if_error(mut self, window: Duration) -> Self {
         self.stale_if_error = window;
         self
@@ -197,6 +198,10 @@ impl CacheHandle {
     /// the type has changed, counts as missing; what cannot be written is given and not stored, with a
     /// warning. While the storage gives no answer, closures are called, one at a time for each key.
     ///
+    /// A response that is made from the value does not inherit its tags: name them in its
+    /// [`CacheTags`] too. Keys are one flat list for all types; begin them with what they are
+    /// (`"user 7"`), and change that when the type changes its meaning.
+    ///
     /// # Errors
     ///
     /// What the closure returns, to the caller whose closure it was.
@@ -215,8 +220,20 @@ impl CacheHandle {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let cache = CacheHandle::new(MemoryStorage::new());
     /// let keep = Keep::for_ttl(Duration::from_secs(60)).with_tags(["users"]);
+    /// # #[derive(Clone)]
+    /// # struct Database;
+    /// # impl Database {
+    /// #     async fn name_of(&self, _id: u32) -> Result<String, std::io::Error> {
+    /// #         Ok("Ada".to_owned())
+    /// #     }
+    /// # }
+    /// # let database = Database;
+    /// // The closure may outlive this call, so it owns what it needs.
     /// let name: String = cache
-    ///     .get_or_fill("user 7", keep, async || Ok::<_, std::io::Error>("Ada".to_owned()))
+    ///     .get_or_fill("user 7", keep, {
+    ///         let database = database.clone();
+    ///         async move || database.name_of(7).await
+    ///     })
     ///     .await?;
     /// assert_eq!(name, "Ada");
     /// # Ok(())
