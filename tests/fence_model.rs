@@ -313,7 +313,7 @@ impl Search {
         state.generations += 1;
         let plane = Plane { generation: state.generations, ..Plane::default() };
         if self.world.mutant == Mutant::None {
-            let record = Record::new(plane.generation.into());
+            let record = Record::new(plane.generation.into()).with_patience(0);
             agree(&record, &plane);
             self.records.insert(plane, record);
         }

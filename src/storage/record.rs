@@ -9,9 +9,8 @@ pub type TagDigest = [u8; 16];
 
 /// Beyond this many tags the oldest are forgotten early, which costs hits and nothing else.
 const MOST_TAGS: usize = 100_000;
-/// How long a tag is remembered beyond the longest life, in microseconds: what is being made since
-/// before it was invalidated, and for a record that is new what has not been put yet.
-const MAKING: u64 = 60_000_000;
+/// How long a tag is remembered beyond the longest life, in microseconds, unless set.
+const PATIENCE: u64 = 60_000_000;
 /// How many tags one invalidation may forget.
 const TRIM_STEP: usize = 4;
 
@@ -27,6 +26,7 @@ pub struct Record {
     last_soft: u64,
     floor: u64,
     longest: u64,
+    patience: u64,
     /// Trees, which never stop to rehash.
     tags: BTreeMap<TagDigest, Stamps>,
     by_age: BTreeSet<(u64, TagDigest)>,
@@ -54,9 +54,19 @@ impl Record {
             last_soft: 0,
             floor: 0,
             longest: 0,
+            patience: PATIENCE,
             tags: BTreeMap::new(),
             by_age: BTreeSet::new(),
         }
+    }
+
+    /// How long a tag is remembered beyond the longest life, in microseconds: what is being made since
+    /// before it was invalidated is still stored, and in a new record what has not been put yet. A
+    /// minute unless set.
+    #[must_use]
+    pub fn with_patience(mut self, patience: u64) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// The fence of a lookup now.
@@ -112,7 +122,8 @@ impl Record {
         for _ in 0..TRIM_STEP + tags.len() {
             match self.by_age.first() {
                 Some(&(oldest, tag))
-                    if oldest + self.longest + MAKING < now || self.by_age.len() > MOST_TAGS =>
+                    if oldest + self.longest + self.patience < now
+                        || self.by_age.len() > MOST_TAGS =>
                 {
                     self.by_age.pop_first();
                     self.tags.remove(&tag);
@@ -175,9 +186,9 @@ mod tests {
         record.keep_for(100);
         let before = record.fence(0);
         record.invalidate(1_000, &[TAG], Invalidation::Hard);
-        record.invalidate(1_000 + MAKING, &[OTHER], Invalidation::Hard);
+        record.invalidate(1_000 + PATIENCE, &[OTHER], Invalidation::Hard);
         assert!(record.admits(&before, &[]), "what is being made meanwhile may still be stored");
-        record.invalidate(1_101 + MAKING, &[OTHER], Invalidation::Hard);
+        record.invalidate(1_101 + PATIENCE, &[OTHER], Invalidation::Hard);
         assert_eq!(record.len(), 1);
         assert!(!record.admits(&before, &[TAG]), "the tag is forgotten, the floor remembers");
     }

@@ -14,7 +14,7 @@ local MOST = 100000
 -- How many tags a call looks at, beside four times as many as it adds.
 local STEP = 20
 -- Tags are remembered that long beyond the longest life; as in record.rs.
-local MAKING = 60000000
+local PATIENCE = 60000000
 -- How many go to one command: Lua's stack is small.
 local CHUNK = 500
 
@@ -69,7 +69,7 @@ if known > SMALL then
   local forgotten = {}
   for i = 1, #found do
     local newest = found[i].newest
-    if newest + record.longest + MAKING >= now and #forgotten >= surplus then break end
+    if newest + record.longest + PATIENCE >= now and #forgotten >= surplus then break end
     forgotten[#forgotten + 1] = found[i].tag
     if newest > lowest then lowest = newest end
   end
