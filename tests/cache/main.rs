@@ -17,6 +17,7 @@ mod probe;
 mod probes;
 mod purge_race;
 mod purge_race_redis;
+mod reviewed;
 mod stage;
 mod stampede;
 mod values;
