@@ -9,22 +9,23 @@ use std::sync::{
 
 /// Whether a request has looked at who is asking: its session, its user.
 ///
-/// A session layer puts a mark into the extensions of every request and touches it when the session
-/// is first read or written. The [cache](crate::cache) stores no answer of a touched request, and
-/// gives nobody else's to it. An authentication layer of your own can do the same. Clones are one
-/// mark.
+/// A session layer touches the mark among the extensions of a request when the session is first read
+/// or written. The [cache](crate::cache) stores no answer of a touched request, and gives nobody
+/// else's to it. An authentication layer of your own can do the same. Clones are one mark.
+///
+/// Take the mark that is there, if there is one, and insert one otherwise, as `get_or_insert_default`
+/// does: a cache further out holds the one that is there, and would not notice another.
 ///
 /// # Examples
 ///
 /// ```
 /// use tower_keep::marks::SessionMark;
 ///
-/// let mark = SessionMark::new();
 /// let mut request = http::Request::new(());
-/// request.extensions_mut().insert(mark.clone());
+/// let mark = request.extensions_mut().get_or_insert_default::<SessionMark>().clone();
 /// // Later, where the session is read:
-/// request.extensions().get::<SessionMark>().unwrap().touch();
-/// assert!(mark.is_touched());
+/// mark.touch();
+/// assert!(request.extensions().get::<SessionMark>().unwrap().is_touched());
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct SessionMark(Arc<AtomicBool>);

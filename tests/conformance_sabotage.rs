@@ -167,3 +167,24 @@ fn the_model_notices_a_save_that_survives_end_all() {
 fn the_model_notices_a_refund_into_another_window() {
     differs_from_the_model(Sabotage::RefundIntoAnotherWindow);
 }
+
+#[test]
+fn a_fence_that_is_taken_after_the_lookup_is_noticed() {
+    breaks(Sabotage::FenceIsTakenLater, &["a_fence_is_no_newer_than_what_was_found_beside_it"]);
+}
+
+#[test]
+fn tags_that_are_passed_over_are_noticed() {
+    for sabotage in [
+        Sabotage::InvalidatesThreeTags,
+        Sabotage::JudgesSixteenTags,
+        Sabotage::KnownJudgesSixteenTags,
+    ] {
+        breaks(sabotage, &["each_of_100_tags_counts"]);
+    }
+}
+
+#[test]
+fn a_soft_invalidation_that_takes_a_hard_one_back_is_noticed() {
+    breaks(Sabotage::SoftForgetsHard, &["a_soft_invalidation_revives_nothing"]);
+}

@@ -6,8 +6,9 @@ mod client;
 mod draft;
 
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
     hash::{BuildHasher, Hasher, RandomState},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -33,13 +34,14 @@ use super::{
     control::{self, Forward, Reuse, Wishes},
     entry::{Stored, StoredResponse},
     flight::{Landing, Leader},
-    handle::{FlightKey, Landed},
+    handle::{FlightKey, Landed, Within},
+    outcome::STALE_IF_ERROR,
     reply,
     service::{Ask, Rules},
     shelf::{Found, Looked, variant},
     turn::Queue,
 };
-use crate::{lease::Lease, marks::SessionMark, problem::Problem, storage::Storage};
+use crate::{lease::Lease, problem::Problem, storage::Storage};
 
 /// One request to the handler whose answer may be stored.
 pub(super) struct Fill {
@@ -86,7 +88,7 @@ impl Fill {
         R::Error: Send,
     {
         let (reply, answer) = channel::channel();
-        tokio::spawn(self.fill(inner, request, reply));
+        spawn(self.fill(inner, request, reply));
         // Without a reply the handler has panicked, in a task where that ends no connection.
         answer.await.unwrap_or_else(|_| {
             Ok(problem(StatusCode::INTERNAL_SERVER_ERROR, "the handler has panicked"))
@@ -104,10 +106,15 @@ impl Fill {
         R::Data: Send,
         R::Error: Send,
     {
-        tokio::spawn(async move {
+        let patience = self.rules.policy.fill_timeout;
+        spawn(async move {
             let (reply, _answer) = channel::channel();
-            self.fill(inner, request, reply).await;
-            drop(permit);
+            let mut fill = pin!(self.fill(inner, request, reply));
+            // A handler that hangs must not keep others from being renewed.
+            if timeout(patience, fill.as_mut()).await.is_err() {
+                drop(permit);
+                fill.await;
+            }
         });
     }
 
@@ -128,6 +135,8 @@ impl Fill {
         };
         let _permit = match self.looked.fence {
             Some(_) => None,
+            // One further out has a place already.
+            None if self.ask.depth > 0 => None,
             None => match timeout(rules.policy.fill_timeout, shared.outage.acquire()).await {
                 Ok(permit) => permit.ok(),
                 Err(_) => {
@@ -140,7 +149,7 @@ impl Fill {
         if let Some(leader) = &self.leader {
             leader.depart();
         }
-        let answer = oneshot(inner, request).await;
+        let answer = Within::run(None, shared, &self.ask.key, oneshot(inner, request)).await;
         let failed = match &answer {
             Ok(response) => is_failure(response.status()).then(|| Some(response.status())),
             Err(_) => Some(None),
@@ -164,8 +173,8 @@ impl Fill {
         match self.draft(&client, &mut parts, &body) {
             Ok(draft) => self.store(draft, client, parts, body, reply).await,
             Err(refusal) => {
-                if refusal.is_remembered {
-                    shared.remember_miss(&self.ask.key);
+                if refusal.is_remembered && !client.facts.is_credentialed {
+                    shared.remember_miss(&self.ask);
                 }
                 let failed = parts.status.is_server_error();
                 let outcome = Outcome::new(Source::Handler).with_reason(refusal.reason);
@@ -207,8 +216,7 @@ impl Fill {
     }
 
     fn is_personal(&self, client: &Client) -> bool {
-        !self.rules.policy.rules.keyed_principal
-            && client.mark.as_ref().is_some_and(SessionMark::is_touched)
+        !self.rules.policy.rules.keyed_principal && client.mark.is_touched()
     }
 
     /// What is to be stored of an answer, as far as its head tells.
@@ -221,6 +229,10 @@ impl Fill {
         let rules = &self.rules;
         if self.is_personal(client) {
             return Err(NotStored { reason: "session", is_remembered: true });
+        }
+        if parts.extensions.get::<Outcome>().is_some() {
+            // A layer inside has decided, by a policy that knows more of the route.
+            return Err(NotStored { reason: "inner-cache", is_remembered: true });
         }
         let arrival = client.arrival();
         let (headers, control) = (&parts.headers, &rules.policy.rules);
@@ -253,6 +265,7 @@ impl Fill {
     ) {
         let rules = Arc::clone(&self.rules);
         let (shared, policy) = (&rules.handle.shared, &rules.policy);
+        let outcome = self.outcome(&draft);
         let fill_time = client.asked.elapsed();
         let size = body.size_hint();
         let mut body = Box::pin(body);
@@ -265,26 +278,22 @@ impl Fill {
             && is_whole(&chunks, &draft)
         {
             let stored = draft.response(parts.status, chunks.join(), fill_time, policy);
-            let ttl = draft.storable.freshness.ttl_seconds(Duration::ZERO);
-            let outcome = Outcome::new(Source::Handler).with_ttl(ttl);
-            let outcome = Outcome { stored: self.looked.fence.is_some(), ..outcome };
             // Only what comes from another cache is not of this moment.
             let has_age = parts.headers.contains_key(header::AGE);
             let age = has_age.then(|| draft.storable.freshness.age(Duration::ZERO));
-            let answer = || {
-                let stored = Arc::clone(&stored);
-                let (headers, wishes) = (&client.headers, &self.ask.wishes);
-                reply::send(policy, stored, age, headers, wishes, self.forwarded, outcome)
-            };
+            let (whole, headers, wishes) = (Arc::clone(&stored), &client.headers, &self.ask.wishes);
+            let mut answer =
+                reply::send(policy, whole, age, headers, wishes, self.forwarded, outcome);
+            // What the handler says to outer layers.
+            answer.extensions_mut().extend(parts.extensions);
             if shared.shelf.storage.capabilities().local {
                 // The next request of whoever gets this finds it.
-                let answer = answer();
                 let landing = self.keep(&draft, &client, stored).await;
                 let _ = reply.send(Ok(answer));
                 self.land(landing);
             } else {
                 // Who comes before it is stored waits for the landing.
-                let _ = reply.send(Ok(answer()));
+                let _ = reply.send(Ok(answer));
                 let landing = self.keep(&draft, &client, stored).await;
                 self.land(landing);
             }
@@ -295,9 +304,6 @@ impl Fill {
         for chunk in &chunks.chunks {
             let _ = pieces.send(Piece::Data(chunk.clone()));
         }
-        let outcome =
-            Outcome { stored: self.looked.fence.is_some(), ..Outcome::new(Source::Handler) }
-                .with_ttl(draft.storable.freshness.ttl_seconds(Duration::ZERO));
         let status = parts.status;
         let response = Response::from_parts(parts, ());
         let mut response = reply::pass_head(policy, response, self.forwarded, outcome);
@@ -328,12 +334,12 @@ impl Fill {
             End::Trailers(trailers) => {
                 let _ = pieces.send(Piece::Trailers(trailers));
                 let _ = pieces.send(Piece::Rest(body));
-                shared.remember_miss(&self.ask.key);
+                shared.remember_miss(&self.ask);
                 Landing::Alone
             }
             End::TooLong => {
                 let _ = pieces.send(Piece::Rest(body));
-                shared.remember_miss(&self.ask.key);
+                shared.remember_miss(&self.ask);
                 Landing::Alone
             }
             End::Failed(error) => {
@@ -344,13 +350,27 @@ impl Fill {
         self.land(landing);
     }
 
+    /// What becomes of an answer that may be stored, if its body comes to a clean end.
+    fn outcome(&self, draft: &Draft) -> Outcome {
+        let mut outcome = Outcome::new(Source::Handler);
+        if self.looked.fence.is_some() {
+            outcome.stored = true;
+            outcome.ttl = Some(draft.storable.freshness.ttl_seconds(Duration::ZERO));
+        } else if self.rules.handle.shared.is_bypassed() {
+            outcome.reason = Some("purge-pending");
+        } else {
+            outcome.reason = Some("storage-unavailable");
+        }
+        outcome
+    }
+
     /// Stores a complete response, and says what the others are to be told.
     async fn keep(&self, draft: &Draft, client: &Client, stored: Arc<Stored>) -> Landing<Landed> {
         let shared = &self.rules.handle.shared;
         let primary = &self.ask.key;
         // A streaming body may have looked at the session.
         if self.is_personal(client) {
-            shared.remember_miss(primary);
+            shared.remember_miss(&self.ask);
             return Landing::Alone;
         }
         let vary = &draft.storable.vary;
@@ -380,10 +400,10 @@ impl Fill {
         let fresh = draft.storable.freshness.reuse(Duration::ZERO, false, &Wishes::default());
         if !matches!(fresh, Reuse::Fresh { .. }) {
             // Stored only to be revalidated: nobody else could use it as it is.
-            shared.remember_miss(primary);
+            shared.remember_miss(&self.ask);
             return Landing::Alone;
         }
-        shared.forget_miss(primary);
+        shared.forget_miss(&self.ask);
         let key =
             if vary.is_empty() { primary.clone() } else { variant(primary, vary, &client.headers) };
         Landing::Shared(Landed { found, vary: vary[..].into(), key, instead_of_error: false })
@@ -400,7 +420,7 @@ impl Fill {
         let (policy, control) = (&rules.policy, &rules.policy.rules);
         let Some(old) = self.looked.found.as_ref().and_then(Found::response) else { return };
         let arrival = client.arrival();
-        let headers = control::freshen(&old.headers, &parts.headers, control, arrival.now);
+        let mut headers = control::freshen(&old.headers, &parts.headers, control, arrival.now);
         let storable = control::revalidated(
             &client.facts,
             old.status,
@@ -418,6 +438,8 @@ impl Fill {
             Ok(_) => policy.tag_rule.collect(own, &parts.headers, derived),
             Err(error) => Err(error),
         };
+        // Those of the 304 are no more the client's than those of the first answer.
+        policy.tag_rule.forward(&mut headers, own.as_ref().unwrap_or(&old.tags));
         let mut stored = StoredResponse { headers, ..old.clone() };
         let mut outcome = Outcome::new(Source::Revalidated);
         outcome.handler_status = Some(parts.status);
@@ -427,7 +449,7 @@ impl Fill {
                 stored.tags = own.clone();
                 stored.freshness = jittered(storable.freshness, policy.jitter);
                 outcome = outcome.with_ttl(stored.freshness.ttl_seconds(Duration::ZERO));
-                outcome.stored = self.looked.fence.is_some();
+                outcome.stored = self.looked.fence.is_some() && !self.is_personal(&client);
                 let groups = control::groups(&stored.headers);
                 let headers = HeaderMap::new();
                 let draft = Draft { storable, own, groups, headers, length: None };
@@ -471,7 +493,7 @@ impl Fill {
         client: &Client,
         reply: channel::Sender<Answer<R, E>>,
     ) {
-        let mut outcome = Outcome::new(Source::Stale).with_reason("stale-if-error");
+        let mut outcome = Outcome::new(Source::Stale).with_reason(STALE_IF_ERROR);
         outcome.handler_status = status;
         outcome.ttl = stale.stale_ttl();
         let looked = Looked { found: Some(stale), fence: None, key: self.looked.key.clone() };
@@ -540,12 +562,21 @@ where
     service.call(request).await
 }
 
+/// A task that belongs to the request which causes it, for those who trace.
+pub(super) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+    #[cfg(feature = "tracing")]
+    let task = tracing::Instrument::in_current_span(task);
+    tokio::spawn(task);
+}
+
 /// A statement of the cache itself.
 pub(super) fn problem<R: Body>(
     status: StatusCode,
     detail: &'static str,
 ) -> Response<ResponseBody<R>> {
-    Problem::from_status(status).with_detail(detail).into_response().map(ResponseBody::whole)
+    let mut response = Problem::from_status(status).with_detail(detail).into_response();
+    response.extensions_mut().insert(Outcome::new(Source::Passed).with_reason("cache"));
+    response.map(ResponseBody::whole)
 }
 
 fn busy<R: Body>() -> Response<ResponseBody<R>> {

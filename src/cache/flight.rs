@@ -11,9 +11,10 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 /// For how many groups of keys it is remembered when a fill has landed last.
 const GROUPS: usize = 1_024;
@@ -33,6 +34,7 @@ struct Board<K, T> {
 }
 
 struct Flight<T> {
+    boarded: Instant,
     news: watch::Sender<Option<Landing<T>>>,
     /// When the fill began; [`NOT_YET`] before.
     departed: AtomicU64,
@@ -93,13 +95,22 @@ impl<K: Hash + Eq, T> Flights<K, T> {
 
     /// Leads the fill of this key, or follows who does. The lookup was begun at `looked`, and saw the
     /// fence that is part of the key, if it is `fenced`.
-    pub(super) fn board(self: &Arc<Self>, key: K, looked: Moment, fenced: bool) -> Boarding<K, T>
+    ///
+    /// A fill that takes longer than `patience` is nobody's to wait for: the next one begins.
+    pub(super) fn board(
+        self: &Arc<Self>,
+        key: K,
+        looked: Moment,
+        fenced: bool,
+        patience: Duration,
+    ) -> Boarding<K, T>
     where
         K: Clone,
     {
         let group = self.group(&key);
         let mut board = self.lock();
-        if let Some(flight) = board.under_way.get(&key) {
+        let under_way = board.under_way.get(&key);
+        if let Some(flight) = under_way.filter(|flight| flight.boarded.elapsed() <= patience) {
             let (flight, news) = (Arc::clone(flight), flight.news.subscribe());
             let after = (!fenced).then_some(looked);
             return Boarding::Follow(Follower { flight, news, after });
@@ -108,8 +119,11 @@ impl<K: Hash + Eq, T> Flights<K, T> {
         if fenced && board.last[group] > looked {
             return Boarding::Landed;
         }
-        let flight =
-            Arc::new(Flight { news: watch::Sender::new(None), departed: AtomicU64::new(NOT_YET) });
+        let flight = Arc::new(Flight {
+            boarded: Instant::now(),
+            news: watch::Sender::new(None),
+            departed: AtomicU64::new(NOT_YET),
+        });
         board.under_way.insert(key.clone(), Arc::clone(&flight));
         Boarding::Lead(Leader {
             flights: Arc::clone(self),
@@ -151,7 +165,11 @@ impl<K: Hash + Eq, T> Drop for Leader<K, T> {
         // First the place, then the news: who is woken by a failure leads the next flight.
         {
             let mut board = self.flights.lock();
-            board.under_way.remove(&self.key);
+            // Another may have taken its place.
+            let is_own = |flight: &Arc<Flight<T>>| Arc::ptr_eq(flight, &self.flight);
+            if board.under_way.get(&self.key).is_some_and(is_own) {
+                board.under_way.remove(&self.key);
+            }
             if let Some(Landing::Shared(_)) = self.landing {
                 board.last[self.flights.group(&self.key)] = self.flights.tick();
             }
@@ -188,8 +206,10 @@ mod tests {
 
     type Numbers = Arc<Flights<&'static str, u32>>;
 
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     fn board(flights: &Numbers, key: &'static str) -> Boarding<&'static str, u32> {
-        flights.board(key, flights.now(), true)
+        flights.board(key, flights.now(), true, PATIENCE)
     }
 
     fn lead(flights: &Numbers, key: &'static str) -> Leader<&'static str, u32> {
@@ -234,10 +254,16 @@ mod tests {
         let flights = Numbers::new(Flights::new());
         let before = flights.now();
         lead(&flights, "a").land(Landing::Alone);
-        assert!(matches!(flights.board("a", before, true), Boarding::Lead(_)), "nothing to find");
+        assert!(
+            matches!(flights.board("a", before, true, PATIENCE), Boarding::Lead(_)),
+            "nothing to find"
+        );
         lead(&flights, "a").land(Landing::Shared(7));
-        assert!(matches!(flights.board("a", before, true), Boarding::Landed));
-        assert!(matches!(flights.board("a", before, false), Boarding::Lead(_)), "nothing to find");
+        assert!(matches!(flights.board("a", before, true, PATIENCE), Boarding::Landed));
+        assert!(
+            matches!(flights.board("a", before, false, PATIENCE), Boarding::Lead(_)),
+            "nothing to find"
+        );
         assert!(matches!(board(&flights, "a"), Boarding::Lead(_)), "it was invalidated since");
     }
 
@@ -248,15 +274,30 @@ mod tests {
         let leader = lead(&flights, "a");
         leader.depart();
         let late = flights.now();
-        let landings =
-            [early, late].map(|looked| follow(flights.board("a", looked, false)).landing());
+        let landings = [early, late]
+            .map(|looked| follow(flights.board("a", looked, false, PATIENCE)).landing());
         leader.land(Landing::Shared(7));
         let [early, too_late] = landings;
         assert!(matches!(early.await, Landing::Shared(7)));
         assert!(matches!(too_late.await, Landing::TooEarly));
         let next = lead(&flights, "a");
         next.depart();
-        let follower = follow(flights.board("a", late, false));
+        let follower = follow(flights.board("a", late, false, PATIENCE));
+        next.land(Landing::Shared(8));
+        assert!(matches!(follower.landing().await, Landing::Shared(8)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fill_that_hangs_gives_its_place_to_the_next() {
+        let flights = Numbers::new(Flights::new());
+        let hung = lead(&flights, "a");
+        let waiting = follow(board(&flights, "a"));
+        tokio::time::advance(PATIENCE + Duration::from_millis(1)).await;
+        let next = lead(&flights, "a");
+        let follower = follow(board(&flights, "a"));
+        hung.land(Landing::Shared(7));
+        assert!(matches!(waiting.landing().await, Landing::Shared(7)));
+        assert_eq!(flights.len(), 1, "the next is still under way");
         next.land(Landing::Shared(8));
         assert!(matches!(follower.landing().await, Landing::Shared(8)));
     }

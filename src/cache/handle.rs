@@ -1,15 +1,8 @@
 //! The cache as handlers and jobs hold it.
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-    time::Duration,
-};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
-use http::HeaderName;
+use http::{HeaderName, uri::PathAndQuery};
 use quick_cache::sync::Cache;
 use tokio::{
     sync::Semaphore,
@@ -22,12 +15,12 @@ use super::{
     flight::{Boarding, Flights, Moment},
     key::CacheKey,
     near::Near,
+    purge::{Owed, Purge},
+    service::Ask,
     shelf::{Found, Looked, Shelf},
     tags::stored as tag,
 };
-use crate::storage::{
-    AnyStorage, Error, ErrorKind, Fence, Identity, Invalidation, Name, Result, Storage, Tag, Tags,
-};
+use crate::storage::{AnyStorage, Error, ErrorKind, Fence, Identity, Name, Result, Storage, Tag};
 
 /// How many targets are remembered to give answers that cannot be stored.
 const REMEMBERED_MISSES: usize = 65_536;
@@ -37,9 +30,6 @@ const DEFAULT_OUTAGE_CONCURRENCY: usize = 128;
 /// Of zstd: fast, and most of what there is to gain.
 #[cfg(feature = "zstd")]
 const COMPRESSION_LEVEL: i32 = 3;
-/// How soon a purge that was not acknowledged is repeated; the pause doubles up to the second.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The cache outside of requests: to purge, and to keep values.
 ///
@@ -74,12 +64,11 @@ pub(super) struct Shared {
     pub(super) shelf: Arc<Shelf>,
     pub(super) flights: Arc<Flights<FlightKey, Landed>>,
     /// Until when the answers to a target are not waited for, since the last could not be stored.
-    misses: Cache<CacheKey, Instant>,
+    misses: Cache<(CacheKey, usize), Instant>,
     hit_for_miss: Duration,
     pub(super) refreshes: Arc<Semaphore>,
     pub(super) outage: Semaphore,
-    /// Purges that the storage has not acknowledged.
-    unacknowledged: AtomicUsize,
+    pub(super) owed: Owed,
 }
 
 /// Who may wait for a fill: those who saw the same fence.
@@ -87,6 +76,54 @@ pub(super) struct Shared {
 pub(super) struct FlightKey {
     key: CacheKey,
     fence: Option<Fence>,
+    /// How many fills of the same cache the request is inside of: it must not wait for those.
+    depth: usize,
+}
+
+tokio::task_local! {
+    static WITHIN: Within;
+}
+
+/// The fills that this task is part of. What is asked for within one must wait neither for it nor
+/// for the places that it and its like hold.
+#[derive(Clone)]
+pub(super) struct Within {
+    handle: usize,
+    key: CacheKey,
+    outer: Option<Arc<Within>>,
+}
+
+impl Within {
+    /// The innermost.
+    pub(super) fn now() -> Option<Self> {
+        WITHIN.try_with(Clone::clone).ok()
+    }
+
+    /// Runs what makes the answer to this key.
+    pub(super) async fn run<F: Future>(
+        outer: Option<Self>,
+        shared: &Arc<Shared>,
+        key: &CacheKey,
+        fill: F,
+    ) -> F::Output {
+        let handle = Arc::as_ptr(shared).addr();
+        let within = Self { handle, key: key.clone(), outer: outer.map(Arc::new) };
+        WITHIN.scope(within, fill).await
+    }
+
+    fn any(&self, holds: &impl Fn(&Self) -> bool) -> bool {
+        holds(self) || self.outer.as_ref().is_some_and(|outer| outer.any(holds))
+    }
+
+    /// Whether one of them is of this cache.
+    pub(super) fn is_of(&self, shared: &Arc<Shared>) -> bool {
+        self.any(&|within| within.handle == Arc::as_ptr(shared).addr())
+    }
+
+    /// Whether one of them makes the answer to this key.
+    pub(super) fn makes(&self, shared: &Arc<Shared>, key: &CacheKey) -> bool {
+        self.any(&|within| within.handle == Arc::as_ptr(shared).addr() && within.key == *key)
+    }
 }
 
 /// What a fill has brought.
@@ -101,100 +138,31 @@ pub(super) struct Landed {
 }
 
 impl Shared {
-    /// Whether the cache is passed by because a purge is not known to have happened.
-    pub(super) fn is_bypassed(&self) -> bool {
-        self.unacknowledged.load(SeqCst) > 0
-    }
-
     /// Leads the fill of what was not found, or follows another who saw the same. The lookup was begun
     /// at the moment.
-    pub(super) fn board(&self, looked: &Looked, before: Moment) -> Boarding<FlightKey, Landed> {
-        let key = FlightKey { key: looked.key.clone(), fence: looked.fence };
-        self.flights.board(key, before, looked.fence.is_some())
+    pub(super) fn board(
+        &self,
+        looked: &Looked,
+        before: Moment,
+        depth: usize,
+        patience: Duration,
+    ) -> Boarding<FlightKey, Landed> {
+        let key = FlightKey { key: looked.key.clone(), fence: looked.fence, depth };
+        self.flights.board(key, before, looked.fence.is_some(), patience)
     }
 
-    pub(super) fn is_hit_for_miss(&self, key: &CacheKey) -> bool {
-        self.misses.get(key).is_some_and(|until| Instant::now() < until)
+    pub(super) fn is_hit_for_miss(&self, ask: &Ask) -> bool {
+        self.misses.get(&(ask.key.clone(), ask.depth)).is_some_and(|until| Instant::now() < until)
     }
 
-    pub(super) fn remember_miss(&self, key: &CacheKey) {
+    pub(super) fn remember_miss(&self, ask: &Ask) {
         if !self.hit_for_miss.is_zero() {
-            self.misses.insert(key.clone(), Instant::now() + self.hit_for_miss);
+            self.misses.insert((ask.key.clone(), ask.depth), Instant::now() + self.hit_for_miss);
         }
     }
 
-    pub(super) fn forget_miss(&self, key: &CacheKey) {
-        self.misses.remove(key);
-    }
-
-    /// Invalidates, and goes on trying in the background if that fails.
-    pub(super) async fn purge(self: &Arc<Self>, what: Purge) -> Result<()> {
-        if matches!(&what.tags, Some(tags) if tags.is_empty()) {
-            return Ok(());
-        }
-        let purge = Arc::clone(self).purge_once(what);
-        if self.shelf.storage.answers_at_once() {
-            return purge.await;
-        }
-        // A task of its own: what has begun is finished, also if the caller goes away.
-        tokio::spawn(purge).await.unwrap_or_else(|_| {
-            Err(Error::new(ErrorKind::Unavailable, "the runtime stops before the purge was sent"))
-        })
-    }
-
-    async fn purge_once(self: Arc<Self>, what: Purge) -> Result<()> {
-        let purged = what.send(&self.shelf).await;
-        if let Some(near) = &self.shelf.near {
-            near.distrust();
-        }
-        if purged.as_ref().is_err_and(may_be_repeated) {
-            self.unacknowledged.fetch_add(1, SeqCst);
-            event!(warn, "a purge was not acknowledged; the cache is passed by until it is");
-            tokio::spawn(self.repeat(what));
-        }
-        purged
-    }
-
-    async fn repeat(self: Arc<Self>, what: Purge) {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-            match what.send(&self.shelf).await {
-                Ok(()) => break,
-                Err(error) if may_be_repeated(&error) => {}
-                Err(error) => {
-                    event!(error, %error, "a purge is given up");
-                    break;
-                }
-            }
-        }
-        if let Some(near) = &self.shelf.near {
-            near.distrust();
-        }
-        self.unacknowledged.fetch_sub(1, SeqCst);
-    }
-}
-
-fn may_be_repeated(error: &Error) -> bool {
-    !matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Unsupported)
-}
-
-/// What is to be invalidated, and how.
-pub(super) struct Purge {
-    /// `None`: everything.
-    tags: Option<Vec<Tag>>,
-    how: Invalidation,
-}
-
-impl Purge {
-    pub(super) fn hard(tags: Vec<Tag>) -> Self {
-        Self { tags: Some(tags), how: Invalidation::Hard }
-    }
-
-    async fn send(&self, shelf: &Shelf) -> Result<()> {
-        let tags = self.tags.as_deref().map_or(Tags::All, Tags::Any);
-        shelf.storage.invalidate(&shelf.namespace, tags, self.how).await
+    pub(super) fn forget_miss(&self, ask: &Ask) {
+        self.misses.remove(&(ask.key.clone(), ask.depth));
     }
 }
 
@@ -231,8 +199,8 @@ impl CacheHandle {
     /// # Errors
     ///
     /// If the storage does not acknowledge it. It is then repeated in the background until it does,
-    /// and this process answers past the cache meanwhile; other nodes may serve what was to be purged
-    /// until then.
+    /// or the process ends, and this handle answers past the cache meanwhile; others may serve what was
+    /// to be purged until then.
     ///
     /// # Cancel safety
     ///
@@ -254,13 +222,17 @@ impl CacheHandle {
         &self,
         tags: impl IntoIterator<Item = T>,
     ) -> Result<()> {
-        self.shared.purge(Purge { tags: Some(own(tags)), how: Invalidation::Soft }).await
+        self.shared.purge(Purge::soft(own(tags))).await
     }
 
     /// Invalidates at once and, in the background, once more after the delay: for data that is read
     /// from a replica which lags behind by at most that long.
     ///
     /// The second is lost with the process.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
     ///
     /// # Errors
     ///
@@ -287,12 +259,19 @@ impl CacheHandle {
     ///
     /// # Errors
     ///
-    /// As [`invalidate`](Self::invalidate).
+    /// [`Invalid`](ErrorKind::Invalid) for what is no path and query. Otherwise as
+    /// [`invalidate`](Self::invalidate).
     pub async fn invalidate_uri(&self, path_and_query: &str) -> Result<()> {
+        let is_target = path_and_query.parse::<PathAndQuery>().is_ok();
+        if !path_and_query.starts_with('/') || !is_target {
+            let message = "a target is a path and query as a request line has it: `/a%20b?c`";
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
         self.shared.purge(Purge::hard(vec![tag::uri(path_and_query.as_bytes())])).await
     }
 
-    /// Ends all responses of a route, named as axum's `MatchedPath` does: `/products/{id}`.
+    /// Ends all responses of a route, named in full as axum's `MatchedPath` does: `/api/products/{id}`,
+    /// also where `/api` is nested.
     ///
     /// # Errors
     ///
@@ -301,7 +280,7 @@ impl CacheHandle {
         self.shared.purge(Purge::hard(vec![tag::route(route.as_bytes())])).await
     }
 
-    /// Ends all responses of a host, named as requests do, with the port if they have one.
+    /// Ends all responses of a host, named as requests do: with the port if they have one.
     ///
     /// # Errors
     ///
@@ -339,7 +318,7 @@ impl CacheHandle {
     ///
     /// As [`invalidate`](Self::invalidate).
     pub async fn clear(&self) -> Result<()> {
-        self.shared.purge(Purge { tags: None, how: Invalidation::Hard }).await
+        self.shared.purge(Purge::everything()).await
     }
 }
 
@@ -388,7 +367,7 @@ impl CacheHandleBuilder {
     /// For how long requests do not wait for each other's answers when the last could not be stored:
     /// 30 s unless set.
     pub fn with_hit_for_miss(mut self, time: Duration) -> Self {
-        self.hit_for_miss = time;
+        self.hit_for_miss = time.min(Duration::from_secs(86_400));
         self
     }
 
@@ -426,7 +405,7 @@ impl CacheHandleBuilder {
                 hit_for_miss: self.hit_for_miss,
                 refreshes: Arc::new(Semaphore::new(self.refreshes.min(Semaphore::MAX_PERMITS))),
                 outage: Semaphore::new(self.outage),
-                unacknowledged: AtomicUsize::new(0),
+                owed: Owed::default(),
             }),
         }
     }

@@ -16,7 +16,7 @@
 //!     // First the database, then:
 //!     match cache.invalidate([format!("product:{id}")]).await {
 //!         Ok(()) => "changed",
-//!         // It is repeated until it succeeds; this process answers past the cache meanwhile.
+//!         // It is repeated until it succeeds; this handle answers past the cache meanwhile.
 //!         Err(_) => "changed, and soon to be seen by all",
 //!     }
 //! }
@@ -45,14 +45,16 @@
 //! ([fences](crate::storage#tags) see to it), and costs one round trip for one entry or a million. Tags
 //! need not be known before the handler ran: it names them in its answer.
 //!
-//! Answers carry implicit tags as well: of their target, their host and, under axum, their route. A
-//! request that changes something (`POST`, `PUT`, `PATCH`, `DELETE`, and what nobody knows) invalidates
-//! its own target when it succeeds, before its answer is released.
+//! Answers carry implicit tags as well: of their target (path and query), their host and, under axum,
+//! their route. A request that changes something (`POST`, `PUT`, `PATCH`, `DELETE`, and what nobody
+//! knows) invalidates its own target when it succeeds, before its answer is released; and when it is
+//! never answered, because its client went away or the handler panicked. So whoever may send such
+//! requests can end what is stored, 100,000 targets at a time everything.
 //!
 //! What a purge cannot help: a handler that reads from a replica which lags
 //! ([`invalidate_after`](CacheHandle::invalidate_after) purges twice), a process that dies between its
-//! write and the purge, a handler that is dropped there because its client went away (a task of its own
-//! finishes both), and a server that comes up without what it had acknowledged
+//! write and the purge, a handler that is dropped between its write and a purge by tags because its client
+//! went away (a task of its own finishes both), and a server that comes up without what it had acknowledged
 //! ([failover](crate::storage#failover)).
 //!
 //! # One fill at a time
@@ -68,12 +70,19 @@
 //! Requests go to the handlers, one at a time for each target and at most
 //! [`with_outage_concurrency`](CacheHandleBuilder::with_outage_concurrency) in all. A purge that is not
 //! acknowledged is an error to its caller, is repeated in the background, and until it is acknowledged
-//! this process serves nothing from the cache. Other nodes may serve what was to be purged until then.
+//! its handle serves nothing from the cache. Other handles, and nodes, may serve what was to be purged
+//! until then.
+//!
+//! # Limits
+//!
+//! A fill goes on when its client has gone, so limits of concurrency and timeouts that are to protect
+//! handlers belong inside of the cache. Outside, they bound what clients wait for. A handler in a fill
+//! runs in a task of its own: it has the tracing span of the request, but not its task-locals.
 //!
 //! # Security
 //!
-//! [`Policy`] says what is never stored. The key has the scheme, the host, and the path and query as
-//! they were sent, and is kept with the answer and compared. Tags and groups count in answers only. An
+//! [`Policy`] says what is never stored. The key has the host with its port, the scheme where the request
+//! names one, and the path and query as they were sent, and is kept with the answer and compared. Tags and groups count in answers only. An
 //! `Age`, a fast answer and `Cache-Status` tell a client that somebody was there before.
 
 mod body;
@@ -88,6 +97,7 @@ mod layer;
 mod near;
 mod outcome;
 mod policy;
+mod purge;
 mod reply;
 mod service;
 mod shelf;

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use http::{HeaderName, StatusCode};
+use http::{HeaderName, StatusCode, header};
 
 use super::{
     control::{Output, Rules},
@@ -42,14 +42,23 @@ pub enum StatusHeader {
 ///
 /// # Security
 ///
-/// Answers to requests with `Authorization`, of touched [sessions](crate::marks::SessionMark), with
-/// `Set-Cookie`, `Vary: *`, `Vary: Cookie`, `private` or `no-store` are not stored. In output mode
-/// requests with `Cookie` pass by as well, and the handler sees no header field that is not part of
-/// the key, could not be named by `Vary`, or was not made [visible](Self::add_visible_header): what
-/// it cannot see it cannot leak into the answer of somebody else. What it learns from request
-/// extensions, such as a user that an authentication layer has put there, is not hidden: such a layer
-/// should touch a [mark](crate::marks::SessionMark), or the policy name a
-/// [principal](Self::with_principal).
+/// Answers of touched [sessions](crate::marks::SessionMark), with `Set-Cookie`, `Vary: *`,
+/// `Vary: Cookie`, `private` or `no-store` are not stored, and those to requests with `Authorization`
+/// only where RFC 9111 §3.5 allows it (`public`, `s-maxage`, `must-revalidate`).
+///
+/// In HTTP mode cookies mean nothing to the cache: handlers whose answers depend on them say `private`
+/// or `Vary: Cookie`. The handler does not see fields by which proxies overrule the request line
+/// (`X-Forwarded-Host` and the like).
+///
+/// In output mode requests with `Authorization` or `Cookie` pass by, and of the header fields the
+/// handler sees `Host`, `Accept`, `Accept-Language`, `Content-Length`, `traceparent`, `tracestate`,
+/// those in the key, those made [visible](Self::add_visible_header), and the `If-None-Match` of a
+/// revalidation: what it cannot see it cannot leak into the answer of somebody else. If it uses
+/// `Accept` or `Accept-Language`, it has to say so in `Vary`.
+///
+/// What it learns from request extensions, such as a user that an authentication layer has put there,
+/// is not hidden: such a layer should touch the [mark](crate::marks::SessionMark), or the policy name
+/// a [principal](Self::with_principal).
 ///
 /// # Examples
 ///
@@ -115,7 +124,10 @@ impl Policy {
         }
     }
 
-    /// Stores every successful answer for this long, unless the handler forbids it.
+    /// Stores every answer with status 200, 203, 204, 301 or 308 for this long, unless the handler
+    /// forbids it by `no-store`, `no-cache` or `private`.
+    ///
+    /// The time is the cache's own: clients are not told, and fetch or revalidate each time.
     pub fn output(ttl: Duration) -> Self {
         let mut policy = Self::http();
         policy.rules.output = Some(Output {
@@ -187,28 +199,28 @@ impl Policy {
     ///
     /// # Panics
     ///
-    /// If that is no name of a header field.
+    /// If that is no name of a header field, or that of a credential (`Cookie`, `Authorization`).
     #[must_use]
     #[track_caller]
     pub fn add_key_header(mut self, name: &str) -> Self {
-        self.key.headers.push(header_name(name));
+        self.key.headers.push(plain_header_name(name));
         self
     }
 
     /// Makes something about the request part of the key: the tenant, the API version, a bucket of
     /// an experiment. `None` is a key of its own.
     #[must_use]
-    pub fn add_key_part(
+    pub fn add_key_part<P: Into<Identity>>(
         mut self,
-        part: impl Fn(RequestHead<'_>) -> Option<Identity> + Send + Sync + 'static,
+        part: impl Fn(RequestHead<'_>) -> Option<P> + Send + Sync + 'static,
     ) -> Self {
-        self.key.parts.push(Arc::new(part));
+        self.key.parts.push(Arc::new(move |head| part(head).map(Into::into)));
         self
     }
 
     /// Stores answers per principal, also those to requests with `Authorization` or `Cookie` and of
     /// touched sessions: the opt-in for private answers. Requests without a principal (`None`) pass
-    /// by.
+    /// by. An answer that itself says `Cache-Control: private` is still not stored.
     ///
     /// # Security
     ///
@@ -216,32 +228,40 @@ impl Policy {
     /// request extensions; never a header field that a client can choose freely. An answer is given
     /// to everybody with an equal principal.
     #[must_use]
-    pub fn with_principal(
+    pub fn with_principal<P: Into<Identity>>(
         mut self,
-        principal: impl Fn(RequestHead<'_>) -> Option<Identity> + Send + Sync + 'static,
+        principal: impl Fn(RequestHead<'_>) -> Option<P> + Send + Sync + 'static,
     ) -> Self {
-        self.key.principal = Some(Arc::new(principal));
+        self.key.principal = Some(Arc::new(move |head| principal(head).map(Into::into)));
         self.rules.keyed_principal = true;
         self
     }
 
-    /// Output mode: lets the handler see a header field that is not part of the key. It must not
-    /// influence the answer.
+    /// Lets the handler see a header field that is not part of the key, and would be removed: in HTTP
+    /// mode one of those by which proxies overrule the request line (`X-Forwarded-Proto` and the
+    /// like), in output mode any. It must not influence the answer.
     ///
     /// # Panics
     ///
-    /// If that is no name of a header field.
+    /// If that is no name of a header field, or that of a credential (`Cookie`, `Authorization`).
     #[must_use]
     #[track_caller]
     pub fn add_visible_header(mut self, name: &str) -> Self {
-        self.visible.push(header_name(name));
+        self.visible.push(plain_header_name(name));
         self
     }
 
     /// Output mode: cookies do not matter to this route. They are removed from what the handler sees,
     /// and no longer a reason to pass by.
+    ///
+    /// # Panics
+    ///
+    /// In HTTP mode, where cookies mean nothing to the cache: handlers whose answers depend on them
+    /// say `private` or `Vary: Cookie`.
     #[must_use]
+    #[track_caller]
     pub fn with_cookies_ignored(mut self) -> Self {
+        self.output_mut("ignoring cookies");
         self.rules.output_cookies_ignored = true;
         self
     }
@@ -291,7 +311,7 @@ impl Policy {
         self
     }
 
-    /// Labels all answers of the route.
+    /// Labels all answers of the route, instead of with what was set before.
     #[must_use]
     pub fn with_tags<T: Into<String>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
         self.tags = tags.into_iter().map(Into::into).collect();
@@ -446,4 +466,15 @@ impl fmt::Debug for Policy {
 fn header_name(name: &str) -> HeaderName {
     HeaderName::try_from(name)
         .unwrap_or_else(|_| panic!("{name:?} cannot be the name of a header field"))
+}
+
+/// One that says nothing about who asks.
+#[track_caller]
+fn plain_header_name(name: &str) -> HeaderName {
+    let name = header_name(name);
+    assert!(
+        name != header::COOKIE && name != header::AUTHORIZATION,
+        "{name} says who asks: name the principal with `with_principal` instead"
+    );
+    name
 }

@@ -96,6 +96,9 @@ pub(super) fn pass_head<R>(
         headers.remove(target);
     }
     outcome.write(forwarded, policy, headers);
-    response.extensions_mut().insert(outcome);
+    // What a cache inside has said is said more exactly.
+    if response.extensions().get::<Outcome>().is_none() {
+        response.extensions_mut().insert(outcome);
+    }
     response
 }

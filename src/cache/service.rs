@@ -9,7 +9,10 @@ use std::{
 
 use http::{Extensions, HeaderMap, Request, Response, StatusCode, header};
 use http_body::Body;
-use tokio::time::{Instant, timeout};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, timeout},
+};
 use tower_service::Service;
 
 use super::{
@@ -17,13 +20,19 @@ use super::{
     control::{self, Entrance, Forward, Reuse, Wishes},
     fill::{self, Fill, oneshot, problem},
     flight::{Boarding, Landing, Moment},
-    handle::{Landed, Purge},
+    handle::Landed,
     key::{CacheKey, host, target},
+    outcome::STALE_IF_ERROR,
+    purge::Purge,
     reply,
     shelf::{Found, Looked, variant},
     tags::stored as tag,
 };
-use crate::{RequestHead, marks::SessionMark, storage::Result as StorageResult};
+use crate::{
+    RequestHead,
+    marks::SessionMark,
+    storage::{Result as StorageResult, Tag},
+};
 
 /// How often a request waits for another fill after one has failed.
 const RETRIES: u32 = 2;
@@ -76,6 +85,8 @@ impl<S> Cache<S> {
 pub(super) struct Ask {
     pub(super) key: CacheKey,
     pub(super) wishes: Wishes,
+    /// How many fills of the same cache the request is inside of.
+    pub(super) depth: usize,
 }
 
 /// What is to become of a request.
@@ -85,12 +96,9 @@ enum Plan {
     Invalidate,
     /// It goes to the handler, for this reason.
     Pass(Forward, &'static str),
-    /// The same cache has it in hand already, further out.
-    Inside,
 }
 
-/// In the extensions of a request that is inside of caches: none of them need look again, nor take
-/// from the answer what another layer of it has yet to read.
+/// In the extensions of a request that is inside of fills.
 #[derive(Debug, Clone)]
 pub(super) struct Inside {
     handle: usize,
@@ -104,18 +112,15 @@ impl Inside {
         extensions.insert(Self { handle: rules.handle.address(), outer });
     }
 
-    fn is_of(&self, rules: &Rules) -> bool {
-        self.handle == rules.handle.address()
-            || self.outer.as_ref().is_some_and(|outer| outer.is_of(rules))
+    fn depth(&self, rules: &Rules) -> usize {
+        let outer = self.outer.as_ref().map_or(0, |outer| outer.depth(rules));
+        outer + usize::from(self.handle == rules.handle.address())
     }
 }
 
 impl Rules {
     fn plan<B: Body>(&self, request: &Request<B>) -> Plan {
         let head = RequestHead::new(request);
-        if head.extensions().get::<Inside>().is_some_and(|inside| inside.is_of(self)) {
-            return Plan::Inside;
-        }
         let wishes = match control::enter(head, has_body(request), &self.policy.rules) {
             Entrance::Lookup(wishes) => wishes,
             Entrance::Invalidates => return Plan::Invalidate,
@@ -126,8 +131,15 @@ impl Rules {
             return Plan::Pass(Forward::Bypass, "session");
         }
         match self.policy.key.key(head) {
-            Some(key) => Plan::Ask(Ask { key, wishes }),
-            None => Plan::Pass(Forward::Bypass, "no-key"),
+            Some(key) => {
+                let inside = head.extensions().get::<Inside>();
+                let depth = inside.map_or(0, |inside| inside.depth(self));
+                Plan::Ask(Ask { key, wishes, depth })
+            }
+            None if self.policy.key.principal.is_some() => {
+                Plan::Pass(Forward::Bypass, "no-principal")
+            }
+            None => Plan::Pass(Forward::Bypass, "ambiguous-host"),
         }
     }
 
@@ -201,12 +213,6 @@ where
             Plan::Invalidate => {
                 let (rules, inner) = (Arc::clone(&self.rules), self.inner.clone());
                 return ResponseFuture::waiting(invalidate(rules, inner, request));
-            }
-            Plan::Inside => {
-                let answer = oneshot(self.inner.clone(), request);
-                return ResponseFuture::waiting(async {
-                    answer.await.map(|response| response.map(ResponseBody::inner))
-                });
             }
             Plan::Pass(forwarded, reason) => {
                 let (rules, inner) = (Arc::clone(&self.rules), self.inner.clone());
@@ -308,20 +314,21 @@ where
             return pass(Arc::clone(&rules), inner, request, forwarded, "head").await;
         }
         let alone = failures > RETRIES
-            || shared.is_hit_for_miss(&ask.key)
+            || shared.is_hit_for_miss(&ask)
             || !fill::is_shareable(policy, &ask.wishes, &now);
-        let follower = match (!alone).then(|| shared.board(&now, before)) {
-            None => {
-                let fill = Fill::new(&rules, ask, now, forwarded, None);
-                return fill.run(inner, request).await;
-            }
-            Some(Boarding::Lead(leader)) => {
-                let fill = Fill::new(&rules, ask, now, forwarded, Some(leader));
-                return fill.run(inner, request).await;
-            }
-            Some(Boarding::Follow(follower)) => follower,
-            Some(Boarding::Landed) => continue,
-        };
+        let follower =
+            match (!alone).then(|| shared.board(&now, before, ask.depth, policy.fill_timeout)) {
+                None => {
+                    let fill = Fill::new(&rules, ask, now, forwarded, None);
+                    return fill.run(inner, request).await;
+                }
+                Some(Boarding::Lead(leader)) => {
+                    let fill = Fill::new(&rules, ask, now, forwarded, Some(leader));
+                    return fill.run(inner, request).await;
+                }
+                Some(Boarding::Follow(follower)) => follower,
+                Some(Boarding::Landed) => continue,
+            };
         let left = policy.fill_timeout.saturating_sub(began.elapsed());
         match timeout(left, follower.landing()).await {
             Ok(Landing::Shared(landed)) => {
@@ -376,7 +383,8 @@ where
     let (policy, headers, resident) = (&rules.policy, request.headers(), looked.resident());
     let response = reply::hit(policy, old, resident, headers, &ask, Forward::Stale, outcome);
     if let Ok(permit) = Arc::clone(&shared.refreshes).try_acquire_owned()
-        && let Boarding::Lead(leader) = shared.board(&looked, before)
+        && let Boarding::Lead(leader) =
+            shared.board(&looked, before, ask.depth, policy.fill_timeout)
     {
         let fill = Fill::new(rules, ask, looked, Forward::Stale, Some(leader));
         fill.renew(inner, request, permit);
@@ -407,7 +415,7 @@ fn share<B, R: Body>(
         Reuse::Fresh { ttl_seconds: ttl } => Outcome::new(Source::Collapsed).with_ttl(ttl),
         Reuse::Revalidate | Reuse::StaleWhileRevalidate { .. } if instead_of_error => {
             let ttl = looked.found.as_ref().and_then(Found::stale_ttl);
-            Outcome { ttl, ..Outcome::new(Source::Stale).with_reason("stale-if-error") }
+            Outcome { ttl, ..Outcome::new(Source::Stale).with_reason(STALE_IF_ERROR) }
         }
         _ => return None,
     };
@@ -445,7 +453,13 @@ where
     let method = request.method().clone();
     let target = target(RequestHead::new(&request)).clone();
     let host = host(RequestHead::new(&request)).unwrap_or_default();
-    let response = oneshot(inner, request).await?;
+    let mut unanswered = Unanswered {
+        rules: Arc::clone(&rules),
+        uri: Some(tag::uri(&rules.policy.key.resource(&target))),
+    };
+    let response = oneshot(inner, request).await;
+    unanswered.uri = None;
+    let response = response?;
     let (status, headers) = (response.status(), response.headers());
     let uris = control::invalidated(&target, std::str::from_utf8(&host).ok(), status, headers);
     let groups = control::invalidated_groups(&method, status, headers);
@@ -460,6 +474,21 @@ where
     }
     let outcome = Outcome::new(Source::Passed).with_reason("method");
     Ok(reply::pass(&rules.policy, response, Forward::Method, outcome))
+}
+
+/// An unsafe request that has not been answered. If it never is, for its client has gone or the
+/// handler has panicked, what it wrote until then may stay, so its target is purged.
+struct Unanswered {
+    rules: Arc<Rules>,
+    uri: Option<Tag>,
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        let (Some(uri), Ok(runtime)) = (self.uri.take(), Handle::try_current()) else { return };
+        let shared = Arc::clone(&self.rules.handle.shared);
+        runtime.spawn(async move { shared.purge(Purge::hard(vec![uri])).await });
+    }
 }
 
 /// A body, also one of unknown length, or the announcement of one.

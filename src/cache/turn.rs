@@ -36,7 +36,7 @@ impl Queue {
         let leases = Leases::new(shelf.storage.clone(), ttl)
             .with_namespace(shelf.namespace.clone())
             .with_heartbeat();
-        let until = Instant::now() + patience;
+        let until = Instant::now() + patience.min(Duration::from_secs(86_400));
         Some(Self { leases, key: key.clone(), until, pause: FIRST_PAUSE })
     }
 

@@ -13,9 +13,9 @@ use super::{
     CacheHandle, CacheTags,
     control::{Freshness, Reuse, Wishes},
     entry::{Stored, StoredValue},
-    fill::jittered,
+    fill::{self, jittered},
     flight::{Boarding, Landing, Leader},
-    handle::{FlightKey, Landed, Shared},
+    handle::{FlightKey, Landed, Shared, Within},
     key::CacheKey,
     service::is_early,
     shelf::{Found, Looked},
@@ -71,7 +71,7 @@ impl Keep {
         }
     }
 
-    /// Labels the value; see [`CacheHandle::invalidate`].
+    /// Labels the value, instead of with those it had; see [`CacheHandle::invalidate`].
     pub fn with_tags<T: AsRef<[u8]>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
         self.tags = CacheTags::from_iter(tags);
         self
@@ -84,7 +84,8 @@ impl Keep {
         self
     }
 
-    /// For this long after its end the old value is given where the closure fails.
+    /// For this long after its end the old value is given where the closure fails, with whatever error:
+    /// let what may be absent be an `Option`, and absence no error.
     pub fn with_stale_if_error(mut self, window: Duration) -> Self {
         self.stale_if_error = window;
         self
@@ -156,6 +157,16 @@ pub enum FillError<E> {
     Panicked,
 }
 
+impl<E> FillError<E> {
+    /// The closure's error, if there is one.
+    pub fn into_inner(self) -> Option<E> {
+        match self {
+            Self::Fill(error) => Some(error),
+            Self::Panicked => None,
+        }
+    }
+}
+
 impl<E: fmt::Display> fmt::Display for FillError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -187,6 +198,10 @@ impl CacheHandle {
     /// the type has changed, counts as missing; what cannot be written is given and not stored, with a
     /// warning. While the storage gives no answer, closures are called, one at a time for each key.
     ///
+    /// A response that is made from the value does not inherit its tags: name them in its
+    /// [`CacheTags`] too. Keys are one flat list for all types; begin them with what they are
+    /// (`"user 7"`), and change that when the type changes its meaning.
+    ///
     /// # Errors
     ///
     /// What the closure returns, to the caller whose closure it was.
@@ -205,8 +220,20 @@ impl CacheHandle {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let cache = CacheHandle::new(MemoryStorage::new());
     /// let keep = Keep::for_ttl(Duration::from_secs(60)).with_tags(["users"]);
+    /// # #[derive(Clone)]
+    /// # struct Database;
+    /// # impl Database {
+    /// #     async fn name_of(&self, _id: u32) -> Result<String, std::io::Error> {
+    /// #         Ok("Ada".to_owned())
+    /// #     }
+    /// # }
+    /// # let database = Database;
+    /// // The closure may outlive this call, so it owns what it needs.
     /// let name: String = cache
-    ///     .get_or_fill("user 7", keep, async || Ok::<_, std::io::Error>("Ada".to_owned()))
+    ///     .get_or_fill("user 7", keep, {
+    ///         let database = database.clone();
+    ///         async move || database.name_of(7).await
+    ///     })
     ///     .await?;
     /// assert_eq!(name, "Ada");
     /// # Ok(())
@@ -216,7 +243,7 @@ impl CacheHandle {
         &self,
         key: impl Into<Identity>,
         keep: Keep,
-        fill: F,
+        closure: F,
     ) -> Result<T, FillError<E>>
     where
         T: Serialize + DeserializeOwned + Send + 'static,
@@ -228,7 +255,10 @@ impl CacheHandle {
         let identity = key.into();
         let key = CacheKey::for_value(&identity);
         let began = Instant::now();
-        let mut failures = 0;
+        let within = Within::now();
+        // Of what makes this very value one cannot wait for the end.
+        let makes_it = within.as_ref().is_some_and(|within| within.makes(shared, &key));
+        let mut failures = if makes_it { RETRIES + 1 } else { 0 };
         let mut looked = None;
         let mut before = shared.flights.now();
         loop {
@@ -244,12 +274,13 @@ impl CacheHandle {
                 (Some(value), Use::AsItIs) => return Ok(value),
                 (Some(value), Use::AndRenew) => {
                     if let Ok(permit) = Arc::clone(&shared.refreshes).try_acquire_owned()
-                        && let Boarding::Lead(leader) = shared.board(&now, before)
+                        && let Boarding::Lead(leader) =
+                            shared.board(&now, before, 0, keep.fill_timeout)
                     {
-                        let making = Making::new(shared, identity, keep, now, Some(leader));
-                        tokio::spawn(async move {
+                        let making = Making::new(shared, identity, keep, now, Some(leader), within);
+                        fill::spawn(async move {
                             let (reply, _value) = channel::channel();
-                            making.make(fill, reply).await;
+                            making.make(closure, reply).await;
                             drop(permit);
                         });
                     }
@@ -257,7 +288,8 @@ impl CacheHandle {
                 }
                 _ => {}
             }
-            let boarding = (failures <= RETRIES).then(|| shared.board(&now, before));
+            let boarding =
+                (failures <= RETRIES).then(|| shared.board(&now, before, 0, keep.fill_timeout));
             let leader = match boarding {
                 Some(Boarding::Follow(follower)) => {
                     let left = keep.fill_timeout.saturating_sub(began.elapsed());
@@ -279,9 +311,9 @@ impl CacheHandle {
                 Some(Boarding::Landed) => continue,
                 None => None,
             };
-            let making = Making::new(shared, identity, keep, now, leader);
+            let making = Making::new(shared, identity, keep, now, leader, within);
             let (reply, value) = channel::channel();
-            tokio::spawn(making.make(fill, reply));
+            fill::spawn(making.make(closure, reply));
             return value.await.unwrap_or(Err(FillError::Panicked));
         }
     }
@@ -313,13 +345,14 @@ fn usable<T: DeserializeOwned>(looked: &Looked, early_refresh: Option<f64>) -> (
 
 fn read<T: DeserializeOwned>(stored: &StoredValue) -> Option<T> {
     let told = |error: &rmp_serde::decode::Error| {
-        event!(debug, %error, "a stored value is not of the type that is asked for");
+        let _ = error; // it may show the value
+        event!(debug, "a stored value is not of the type that is asked for");
     };
     rmp_serde::from_slice(&stored.bytes).inspect_err(told).ok()
 }
 
 impl Shared {
-    async fn look_up_value(&self, key: &CacheKey) -> Looked {
+    async fn look_up_value(self: &Arc<Self>, key: &CacheKey) -> Looked {
         let nothing = || Looked { found: None, fence: None, key: key.clone() };
         if self.is_bypassed() {
             return nothing();
@@ -342,6 +375,7 @@ struct Making {
     keep: Keep,
     looked: Looked,
     leader: Option<Leader<FlightKey, Landed>>,
+    within: Option<Within>,
 }
 
 impl Making {
@@ -351,8 +385,9 @@ impl Making {
         keep: Keep,
         looked: Looked,
         leader: Option<Leader<FlightKey, Landed>>,
+        within: Option<Within>,
     ) -> Self {
-        Self { shared: Arc::clone(shared), identity, keep, looked, leader }
+        Self { shared: Arc::clone(shared), identity, keep, looked, leader, within }
     }
 
     async fn make<T, E, F, Fut>(mut self, fill: F, reply: channel::Sender<Result<T, FillError<E>>>)
@@ -369,15 +404,21 @@ impl Making {
             }
         };
         let shared = Arc::clone(&self.shared);
+        // The fill that this one is part of has a place already.
+        let has_place = self.within.as_ref().is_some_and(|within| within.is_of(&shared));
         let _permit = match self.looked.fence {
-            Some(_) => None,
-            None => shared.outage.acquire().await.ok(),
+            None if !has_place => {
+                // Who never gets a place is not kept waiting for one for ever.
+                timeout(self.keep.fill_timeout, shared.outage.acquire()).await.ok()
+            }
+            _ => None,
         };
         if let Some(leader) = &self.leader {
             leader.depart();
         }
         let asked = Instant::now();
-        let value = match fill().await {
+        let (within, key) = (self.within.take(), self.looked.key.clone());
+        let value = match Within::run(within, &shared, &key, async { fill().await }).await {
             Ok(value) => value,
             Err(error) => {
                 match self.stale_instead_of_error() {

@@ -72,6 +72,9 @@ macro_rules! __conformance_clauses {
             invalidations_within_one_instant_all_count
             a_forgotten_tag_lets_no_late_fill_in
             a_tag_is_remembered_for_the_longest_life
+            each_of_100_tags_counts
+            a_soft_invalidation_revives_nothing
+            a_fence_is_no_newer_than_what_was_found_beside_it
             any_bytes_are_a_tag
             an_invalidation_may_meet_nothing
             a_put_replaces_the_tags

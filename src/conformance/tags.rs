@@ -2,11 +2,11 @@
 
 use super::{
     Harness,
-    stage::{Stage, alpha, key, key_in, tags},
+    stage::{RACERS, Stage, alpha, key, key_in, race, tags},
 };
 use crate::{
     Storage,
-    storage::{Fence, Invalidation, Name, Put, Tag, Tags, When},
+    storage::{Fence, Get, Invalidation, Name, Put, Tag, Tags, When},
 };
 
 /// An entry with an invalidated tag is never served again; its neighbours live on.
@@ -253,6 +253,69 @@ pub async fn any_bytes_are_a_tag<H: Harness>(harness: &H) {
         stage.invalidate(&alpha(), &all[n..=n], Invalidation::Hard).await;
         assert_eq!(stage.get(&entry(n)).await, None, "tag {n}");
         assert_eq!(stage.get(&key("all")).await, None, "tag {n} among others");
+    }
+}
+
+/// Every tag of an entry counts, and every tag of an invalidation, however many there are.
+pub async fn each_of_100_tags_counts<H: Harness>(harness: &H) {
+    let stage = Stage::new(harness).await;
+    let all: Vec<Tag> = (0..100_u8).map(|n| Tag::new([n])).collect();
+    for n in [0, 15, 16, 63, 64, 99] {
+        let fence = stage.fence(&key("all")).await;
+        let version = stage.stored(&key("all"), stage.fill("all", fence, &all)).await;
+        stage.stored(&key("one"), stage.fill("one", fence, &all[n..=n])).await;
+        stage.live(&key("all")).await;
+        let knowing = Get::new().with_known(version);
+        let known = stage.storage.get(&key("all"), knowing).await.expect("a lookup works");
+        assert!(known.entry.is_some_and(|entry| entry.unchanged));
+        stage.invalidate(&alpha(), &all[n..=n], Invalidation::Hard).await;
+        let known = stage.storage.get(&key("all"), knowing).await.expect("a lookup works");
+        assert_eq!(known.entry, None, "tag {n} of a known version");
+        assert_eq!(stage.get(&key("all")).await, None, "tag {n}");
+        let fence = stage.fence(&key("one")).await;
+        stage.stored(&key("one"), stage.fill("one", fence, &all[n..=n])).await;
+        stage.invalidate(&alpha(), &all, Invalidation::Hard).await;
+        assert_eq!(stage.get(&key("one")).await, None, "tag {n} of an invalidation");
+    }
+}
+
+/// A soft invalidation does not take a hard one back.
+pub async fn a_soft_invalidation_revives_nothing<H: Harness>(harness: &H) {
+    let stage = Stage::new(harness).await;
+    let fence = stage.fence(&key("a")).await;
+    stage.stored(&key("a"), stage.fill("one", fence, &tags(["x"]))).await;
+    stage.invalidate(&alpha(), &tags(["x"]), Invalidation::Hard).await;
+    stage.invalidate(&alpha(), &tags(["x"]), Invalidation::Soft).await;
+    assert_eq!(stage.get(&key("a")).await, None);
+    assert_eq!(stage.refused(&key("a"), stage.fill("late", fence, &tags(["x"]))).await, None);
+}
+
+/// A fence is of the instant of its lookup: an entry that was found beside it is alive by it.
+pub async fn a_fence_is_no_newer_than_what_was_found_beside_it<H: Harness>(harness: &H) {
+    let stage = Stage::new(harness).await;
+    for _ in 0..20 {
+        let before = stage.fence(&key("a")).await;
+        stage.stored(&key("a"), stage.fill("one", before, &tags(["x"]))).await;
+        let lookups = race((0..RACERS).map(|n| {
+            let storage = stage.storage.clone();
+            async move {
+                if n == RACERS / 2 {
+                    let (namespace, tags) = (alpha(), tags(["x"]));
+                    let purge =
+                        storage.invalidate(&namespace, Tags::Any(&tags), Invalidation::Hard);
+                    purge.await.expect("an invalidation works");
+                    return None;
+                }
+                let get = Get::new().with_fence();
+                Some(storage.get(&key("a"), get).await.expect("a lookup works"))
+            }
+        }))
+        .await;
+        for lookup in lookups.into_iter().flatten() {
+            if lookup.entry.is_some() {
+                assert_eq!(lookup.fence, Some(before), "it is dead by the fence beside it");
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use tower_keep::{RedisStorage, Storage, storage::AnyStorage};
 #[path = "../support/mod.rs"]
 mod support;
 
+mod adversary;
 mod basics;
 mod bodies;
 mod commands;
@@ -20,6 +21,7 @@ mod purge_race_redis;
 mod reviewed;
 mod stage;
 mod stampede;
+mod torn_lookups;
 mod values;
 mod world;
 

@@ -218,15 +218,16 @@ fn variants() -> Vec<Probe> {
             .ask(german(), stored(1))
             .ask(english(), stored(2))
             .ask(get("/"), stored(3)),
-        probe("order, case, spaces and forms of weights make no other language")
+        probe("case, spaces and forms of weights make no other language, but order does")
             .handler(by_language())
             .ask(get("/").with("accept-language", "de, en;q=0.50"), made())
-            .ask(get("/").with("accept-language", "EN; q=0.5 ,DE"), stored(1))
+            .ask(get("/").with("accept-language", "DE ,EN; q=0.5"), stored(1))
             .ask(
                 get("/").with("accept-language", "de").with("accept-language", "en;q=0.5"),
                 stored(1),
             )
-            .ask(get("/").with("accept-language", "de, en;q=0.6"), made()),
+            .ask(get("/").with("accept-language", "de, en;q=0.6"), made())
+            .ask(get("/").with("accept-language", "en;q=0.5, de"), made()),
         probe("`Vary: *` is not stored")
             .handler(answer().with("vary", "*"))
             .ask(get("/"), made().because("vary-all"))
@@ -706,7 +707,7 @@ fn targets() -> Vec<Probe> {
             .ask(get("/").of_host("one.example").with("host", "two.example"), made())
             .ask(
                 get("/").of_host("one.example").with("host", "two.example"),
-                made().because("no-key"),
+                made().because("ambiguous-host"),
             ),
         probe("a target that names another host than Host is neither's")
             .ask(get("http://one.example/").of_host("one.example"), made())
@@ -761,7 +762,7 @@ fn sessions_and_principals() -> Vec<Probe> {
             .ask(get("/").by("bob").in_touched_session(), stored(2)),
         probe("who is nobody passes by")
             .policy(by_user)
-            .ask(get("/"), made().because("no-key"))
+            .ask(get("/"), made().because("no-principal"))
             .ask(get("/"), made())
             .ask(get("/").by(""), made())
             .ask(get("/"), made()),

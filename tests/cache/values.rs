@@ -207,7 +207,7 @@ async fn a_purge_ends_the_values_that_it_names_and_no_others() {
     assert_eq!(get(&cache, "b", tagged("y"), 3).await, 3);
     // A tag is not a key, nor a path.
     cache.invalidate(["a", "b"]).await.unwrap();
-    cache.invalidate_uri("a").await.unwrap();
+    cache.invalidate_uri("/a").await.unwrap();
     assert_eq!(get(&cache, "a", tagged("x"), 4).await, 2);
     cache.invalidate(["all"]).await.unwrap();
     assert_eq!(get(&cache, "a", tagged("x"), 5).await, 5);

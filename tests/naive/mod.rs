@@ -42,6 +42,16 @@ pub(crate) enum Sabotage {
     VersionDoesNotRise,
     /// A version that is known is confirmed without asking whether it was invalidated.
     KnownSkipsTheRecord,
+    /// A lookup looks, lets others run, and takes the fence.
+    FenceIsTakenLater,
+    /// Of an invalidation only the first three tags count.
+    InvalidatesThreeTags,
+    /// A soft invalidation of a tag replaces what is known of a hard one.
+    SoftForgetsHard,
+    /// Of an entry only the first sixteen tags count.
+    JudgesSixteenTags,
+    /// The same, for a version that is known.
+    KnownJudgesSixteenTags,
 }
 
 /// Makes naive storages, all with the same sabotage, on the paused clock of tokio.
@@ -188,6 +198,12 @@ fn holds(when: When, current: Option<Version>) -> bool {
 impl Storage for Naive {
     async fn get(&self, key: &Key, get: Get) -> Result<Lookup> {
         let now = self.now();
+        if self.has(Sabotage::FenceIsTakenLater) && get.touch.is_none() {
+            let entry = self.tables().entry(key, now);
+            yield_now().await;
+            let fence = get.fence.then(|| self.tables().record(key.namespace()).fence(0));
+            return Ok(Lookup::new(entry.map(|entry| entry.without_known(get.known)), fence));
+        }
         let mut tables = self.tables();
         let touchable = tables.live(key, now).is_some() || self.has(Sabotage::TouchResurrects);
         if let (Some(touch), true) = (get.touch, touchable)
@@ -200,6 +216,17 @@ impl Storage for Naive {
         }
         let fence = get.fence.then(|| tables.record(key.namespace()).fence(0));
         let mut entry = tables.entry(key, now);
+        if self.has(Sabotage::KnownJudgesSixteenTags)
+            && entry.is_none()
+            && get.known.is_some()
+            && let Some(slot) = tables.slots.get_mut(key)
+            && slot.tags.len() > 16
+        {
+            let tags = slot.tags.clone();
+            slot.tags.truncate(16);
+            entry = tables.entry(key, now);
+            tables.slots.get_mut(key).unwrap().tags = tags;
+        }
         if self.has(Sabotage::KnownSkipsTheRecord) {
             let there = tables.slots.get(key).filter(|slot| now < slot.end);
             let known = there.filter(|slot| get.known == Some(slot.entry.version));
@@ -211,7 +238,10 @@ impl Storage for Naive {
     async fn put(&self, key: &Key, mut put: Put<'_>) -> Result<PutOutcome> {
         check_put(&put)?;
         let now = self.now();
-        let tags = self.digests(key.namespace(), put.tags);
+        let mut tags = self.digests(key.namespace(), put.tags);
+        if self.has(Sabotage::JudgesSixteenTags) {
+            tags.truncate(16);
+        }
         if self.has(Sabotage::AbsentPutIsNotAtomic) && put.when == When::Absent {
             let there = self.tables().entry(key, now);
             if there.is_some() {
@@ -295,8 +325,26 @@ impl Storage for Naive {
                 tables.records.insert(namespace.clone(), Record::new(random()));
             }
             Tags::Any(tags) => {
-                let digests = self.digests(namespace, tags);
+                let mut digests = self.digests(namespace, tags);
+                if self.has(Sabotage::InvalidatesThreeTags) {
+                    digests.truncate(3);
+                }
+                if self.has(Sabotage::SoftForgetsHard) && how == Invalidation::Soft {
+                    let fence = tables.record(namespace).fence(0);
+                    let mut record = Record::new(fence.generation());
+                    record.keep_for(u64::MAX / 2);
+                    tables.purges.retain(|(_, tag, _)| !digests.contains(tag));
+                    for (at, tag, how) in tables.purges.clone() {
+                        record.invalidate(at, &[tag], how);
+                    }
+                    record.invalidate(fence.stamp(), &[], Invalidation::Hard);
+                    tables.records.insert(namespace.clone(), record);
+                }
                 tables.record(namespace).invalidate(now, &digests, how);
+                if self.has(Sabotage::SoftForgetsHard) {
+                    let stamp = tables.record(namespace).fence(0).stamp();
+                    tables.purges.extend(digests.iter().map(|tag| (stamp, *tag, how)));
+                }
                 if self.has(Sabotage::TrimmingWithoutFloor) {
                     let stamp = tables.record(namespace).fence(0).stamp();
                     tables.purges.extend(digests.into_iter().map(|tag| (stamp, tag, how)));

@@ -33,6 +33,7 @@ pub(crate) enum Pass {
     Method,
     MethodOverride,
     Upgrade,
+    Connection,
     Body,
     Condition,
     Authorization,
@@ -53,6 +54,7 @@ impl Pass {
             Self::Method => "method",
             Self::MethodOverride => "method-override",
             Self::Upgrade => "upgrade",
+            Self::Connection => "connection",
             Self::Body => "body",
             Self::Condition => "condition",
             Self::Authorization => "authorization",
@@ -82,11 +84,21 @@ pub(crate) fn enter(head: RequestHead<'_>, has_body: bool, rules: &Rules) -> Ent
     if has_body {
         return Entrance::Pass(Pass::Body);
     }
-    let Seen { upgrade, overridden, origin_condition, conditional, authorization, cookie } =
-        Seen::of(head.headers());
+    let Seen {
+        upgrade,
+        connection,
+        overridden,
+        origin_condition,
+        conditional,
+        authorization,
+        cookie,
+    } = Seen::of(head.headers());
     let output = rules.output.is_some();
     if upgrade && upgrades(head.headers()) {
         return Entrance::Pass(Pass::Upgrade);
+    }
+    if connection && names_more(head.headers()) {
+        return Entrance::Pass(Pass::Connection);
     }
     if overridden {
         return Entrance::Pass(Pass::MethodOverride);
@@ -118,6 +130,7 @@ pub(crate) fn enter(head: RequestHead<'_>, has_body: bool, rules: &Rules) -> Ent
 #[derive(Default)]
 struct Seen {
     upgrade: bool,
+    connection: bool,
     overridden: bool,
     origin_condition: bool,
     conditional: bool,
@@ -131,6 +144,7 @@ impl Seen {
         for name in headers.keys() {
             match name.as_str() {
                 "upgrade" => seen.upgrade = true,
+                "connection" => seen.connection = true,
                 // A framework that honours these makes the GET something else.
                 "x-http-method-override" | "x-http-method" | "x-method-override" => {
                     seen.overridden = true;
@@ -148,6 +162,25 @@ impl Seen {
         }
         seen
     }
+}
+
+/// Whether `Connection` names a field that is not known to be about the connection. A proxy inside
+/// removes it (RFC 9110, section 7.6.1), so that the answer is not the one to what the key says.
+fn names_more(headers: &HeaderMap) -> bool {
+    const KNOWN: [&str; 8] = [
+        "",
+        "close",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "http2-settings",
+    ];
+    headers.get_all(header::CONNECTION).iter().any(|line| {
+        let mut names = line.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+        names.any(|name| !KNOWN.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes())))
+    })
 }
 
 /// `Upgrade` means nothing unless `Connection` names it (RFC 9110, section 7.8). Clients offer `h2c`

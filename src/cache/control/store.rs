@@ -23,6 +23,8 @@ pub(crate) struct RequestFacts {
     /// To see it reflected in `Access-Control-Allow-Origin`.
     pub(crate) origin: Option<HeaderValue>,
     pub(crate) directives: RequestDirectives,
+    /// It says who asks, so that what comes of it says little about what comes to others.
+    pub(crate) is_credentialed: bool,
 }
 
 impl RequestFacts {
@@ -32,6 +34,8 @@ impl RequestFacts {
         Self {
             method: head.method().clone(),
             authorization: headers.contains_key(header::AUTHORIZATION),
+            is_credentialed: headers.contains_key(header::AUTHORIZATION)
+                || headers.contains_key(header::COOKIE),
             origin: headers.get(header::ORIGIN).cloned(),
             directives: if honoured {
                 RequestDirectives::of(headers)

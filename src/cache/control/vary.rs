@@ -22,8 +22,9 @@ pub(crate) fn vary(headers: &HeaderMap) -> Option<Vec<HeaderName>> {
 
 /// Appends what of one field of a request matters to the variants of a response.
 ///
-/// All lines are one list. Whitespace at its commas does not count, nor do case, order and the forms
-/// of weights in the fields whose meaning lies in weights alone. An absent field is not an empty one.
+/// All lines are one list. Whitespace at its commas does not count, nor do case and the forms of
+/// weights in the fields that have them; nor order, but in `Accept-Language`, where some take it for
+/// a preference (RFC 9110, section 12.5.4). An absent field is not an empty one.
 pub(crate) fn variant_value(name: &HeaderName, request: &HeaderMap, out: &mut Vec<u8>) {
     let mut lines = request.get_all(name).iter().map(|value| value.as_bytes()).peekable();
     if lines.peek().is_none() {
@@ -35,7 +36,7 @@ pub(crate) fn variant_value(name: &HeaderName, request: &HeaderMap, out: &mut Ve
         || *name == header::ACCEPT_ENCODING
         || *name == header::ACCEPT_CHARSET;
     if weighted {
-        weighted_list(lines, out);
+        weighted_list(lines, *name == header::ACCEPT_LANGUAGE, out);
     } else {
         for (index, line) in lines.enumerate() {
             if index > 0 {
@@ -77,7 +78,7 @@ fn plain_list(line: &[u8], out: &mut Vec<u8>) {
 /// More than that many members are put in order on the heap.
 const FEW: usize = 16;
 
-fn weighted_list<'a>(lines: impl Iterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
+fn weighted_list<'a>(lines: impl Iterator<Item = &'a [u8]>, ordered: bool, out: &mut Vec<u8>) {
     let start = out.len();
     let mut few = [(0, 0); FEW];
     let mut many = Vec::new();
@@ -105,7 +106,7 @@ fn weighted_list<'a>(lines: impl Iterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
     }
     let members = if count > FEW { &mut many[..] } else { &mut few[..count] };
     let text = |&(from, to): &(usize, usize)| from..to;
-    if members.is_sorted_by_key(|member| &out[text(member)]) {
+    if ordered || members.is_sorted_by_key(|member| &out[text(member)]) {
         return;
     }
     members.sort_unstable_by(|one, other| out[text(one)].cmp(&out[text(other)]));
@@ -240,10 +241,14 @@ mod tests {
     #[test]
     fn what_has_weights_is_a_set() {
         for name in ["accept-language", "accept-encoding", "accept-charset"] {
-            assert_alike(name, &["en, de"], &["de, en"]);
+            if name == "accept-language" {
+                assert_differ(name, &["en, de"], &["de, en"]);
+            } else {
+                assert_alike(name, &["en, de"], &["de, en"]);
+            }
             assert_alike(name, &["en, de"], &["eN", " De"]);
             assert_alike(name, &["en, de"], &[" en ,   de,, "]);
-            assert_alike(name, &["en;q=0.5, de"], &["de;q=1.0,en ; Q=0.500"]);
+            assert_alike(name, &["en;q=0.5, de"], &["en ; Q=0.500,de;q=1.0"]);
             assert_alike(name, &["en;q=0"], &["en;q=0.000"]);
             assert_alike(name, &["en;q=1"], &["en;q=1."]);
             assert_differ(name, &["en, de"], &["en"]);
@@ -274,8 +279,8 @@ mod tests {
         let mut names: Vec<_> = (0..FEW * 3).map(|n| format!("l{n:03};q=0.{}", n % 10)).collect();
         let forth = names.join(", ");
         names.reverse();
-        assert_alike("accept-language", &[&forth], &[&names.join(",")]);
+        assert_alike("accept-encoding", &[&forth], &[&names.join(",")]);
         names.pop();
-        assert_differ("accept-language", &[&forth], &[&names.join(",")]);
+        assert_differ("accept-encoding", &[&forth], &[&names.join(",")]);
     }
 }

@@ -22,7 +22,7 @@ use crate::{
 pub(super) struct Client {
     pub(super) headers: HeaderMap,
     pub(super) facts: RequestFacts,
-    pub(super) mark: Option<SessionMark>,
+    pub(super) mark: SessionMark,
     pub(super) host: Vec<u8>,
     /// The implicit tags: of the target, the host, the route.
     pub(super) implicit: Vec<Tag>,
@@ -54,7 +54,8 @@ impl Client {
             implicit.push(tag::route(route.as_str().as_bytes()));
         }
         let facts = RequestFacts::new(head, &policy.rules);
-        let mark = head.extensions().get::<SessionMark>().cloned();
+        // Layers inside find it there, also if none outside has put one.
+        let mark = request.extensions_mut().get_or_insert_default::<SessionMark>().clone();
         Inside::enter(rules, request.extensions_mut());
         if let Some(target) = policy.key.query.kept(request.uri()) {
             *request.uri_mut() = target;
@@ -67,6 +68,7 @@ impl Client {
             if policy.rules.keyed_principal {
                 // His own answer may depend on them.
                 for name in [header::AUTHORIZATION, header::COOKIE] {
+                    headers.remove(&name);
                     for value in client.get_all(&name) {
                         headers.append(&name, value.clone());
                     }
@@ -74,7 +76,7 @@ impl Client {
             }
             control::unconditional(headers);
         } else {
-            key::strip_overrides(headers, &policy.key.headers);
+            key::strip_overrides(headers, &policy.key.headers, &policy.visible);
         }
         let condition = condition(looked);
         if let Some(condition) = &condition {

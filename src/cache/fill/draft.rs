@@ -73,7 +73,7 @@ impl From<control::Refusal> for NotStored {
 
 impl From<TagError> for NotStored {
     fn from(error: TagError) -> Self {
-        event!(warn, reason = error.reason(), "an answer was not stored because of its tags");
+        event!(debug, reason = error.reason(), "an answer was not stored because of its tags");
         Self { reason: error.reason(), is_remembered: true }
     }
 }
@@ -85,7 +85,9 @@ pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
 /// Shortens a life by a random part of up to this share.
 pub(in crate::cache) fn jittered(mut freshness: Freshness, share: f64) -> Freshness {
     if share > 0.0 {
-        freshness.lifetime = freshness.lifetime.mul_f64(1.0 - share * random());
+        // Less than all of it, so that this cannot overflow.
+        let cut = freshness.lifetime.mul_f64(share * random());
+        freshness.lifetime = freshness.lifetime.saturating_sub(cut);
     }
     freshness
 }

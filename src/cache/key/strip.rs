@@ -50,15 +50,20 @@ pub(crate) fn strip_unkeyed(headers: &mut HeaderMap, keyed: &[HeaderName], visib
     remove(headers, |name| !stays(name));
 }
 
-/// Removes what overrules the request line or `Host`, unless it is in the key.
-pub(crate) fn strip_overrides(headers: &mut HeaderMap, keyed: &[HeaderName]) {
+/// Removes what overrules the request line or `Host`, unless it is in the key or was made visible.
+pub(crate) fn strip_overrides(
+    headers: &mut HeaderMap,
+    keyed: &[HeaderName],
+    visible: &[HeaderName],
+) {
     // The whole field: whoever reads the rest of it may split it in another way than we would.
     let overrules = headers.get_all(header::FORWARDED).iter().any(|line| {
         let line = line.as_bytes().to_ascii_lowercase();
         line.windows(4).any(|part| part == b"host") || line.windows(5).any(|part| part == b"proto")
     });
     remove(headers, |name| {
-        !keyed.contains(name) && (is_override(name) || overrules && *name == header::FORWARDED)
+        let stays = keyed.contains(name) || visible.contains(name);
+        !stays && (is_override(name) || overrules && *name == header::FORWARDED)
     });
 }
 

@@ -29,7 +29,7 @@ impl Storage for RedisStorage {
         let (check, epoch) = (codec::new_check(), ticket.epoch());
         let digest = key.digest(ticket.hash_key());
         let keys = self.entry_keys(key, digest, ticket.hash_key());
-        if let Some(reading) = self.inner.seen.reading(digest, get) {
+        if let Some(reading) = self.inner.seen.reading(digest, get, mark(ticket.hash_key())) {
             let commands = reading.commands(&self.inner.scripts.clock, &keys[0], &keys[1]);
             let (reply, again) = ticket.read(&commands, get.large_value).await?;
             match reading.judge(reply, epoch) {
@@ -52,7 +52,7 @@ impl Storage for RedisStorage {
         args.extend_from_slice(&touch.to_be_bytes());
         args.extend_from_slice(&slack.to_be_bytes());
         args.push(get.fence.into());
-        args.extend_from_slice(&new_generation(get.fence));
+        args.extend_from_slice(&new_generation(get.fence, ticket.hash_key()));
         args.extend_from_slice(&get.known.map_or(0, Version::as_u64).to_be_bytes());
         let call = Call {
             script: &self.inner.scripts.get,
@@ -190,7 +190,7 @@ impl Storage for RedisStorage {
         let mut args = Vec::with_capacity(25);
         args.extend_from_slice(&check);
         args.push(how);
-        args.extend_from_slice(&new_generation(true));
+        args.extend_from_slice(&new_generation(true, ticket.hash_key()));
         let keys = Keys { prefix: &self.inner.prefix, hash_key: ticket.hash_key() };
         let call = Call {
             script: &self.inner.scripts.invalidate,
@@ -256,8 +256,18 @@ impl RedisStorage {
 
 /// The name of a record, should one have to be made. Drawn here: the randomness of Lua starts from
 /// the same seed after every restart.
-fn new_generation(wanted: bool) -> [u8; 16] {
-    if wanted { HashKey::random().digest(&[]) } else { [0; 16] }
+fn new_generation(wanted: bool, hash_key: &HashKey) -> [u8; 16] {
+    if !wanted {
+        return [0; 16];
+    }
+    let mut generation = HashKey::random().digest(&[]);
+    generation[8..].copy_from_slice(&mark(hash_key));
+    generation
+}
+
+/// What a generation tells of the secret by which its tags are named.
+fn mark(hash_key: &HashKey) -> [u8; 8] {
+    *hash_key.digest(&[b"generation"]).first_chunk().expect("sixteen bytes")
 }
 
 #[cfg(test)]

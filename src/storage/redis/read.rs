@@ -75,12 +75,18 @@ impl SeenTags {
     }
 
     /// The lookup of this key without the script, if it has a chance.
-    pub(super) fn reading(&self, digest: [u8; 16], get: Get) -> Option<Reading> {
+    pub(super) fn reading(&self, digest: [u8; 16], get: Get, mark: [u8; 8]) -> Option<Reading> {
         // A touch writes, which only the script does in the same instant.
         if get.touch.is_some() {
             return None;
         }
-        Some(Reading { check: codec::new_check(), digest, get, tags: self.tags.get(&digest)? })
+        Some(Reading {
+            check: codec::new_check(),
+            digest,
+            get,
+            mark,
+            tags: self.tags.get(&digest)?,
+        })
     }
 }
 
@@ -89,6 +95,7 @@ pub(super) struct Reading {
     check: [u8; 8],
     digest: [u8; 16],
     get: Get,
+    mark: [u8; 8],
     /// Those that the record is asked for.
     tags: Arc<[TagDigest]>,
 }
@@ -139,10 +146,12 @@ impl Reading {
         };
         let record = Record::of(&record, self.tags.len()).filter(|record| record.last < now);
         let fence = match &record {
-            Some(record) if self.get.fence => {
+            Some(record)
+                if self.get.fence && record.generation as u64 == u64::from_be_bytes(self.mark) =>
+            {
                 Some(Fence::new(record.generation, record.last, epoch))
             }
-            None if self.get.fence => return Ok(None),
+            _ if self.get.fence => return Ok(None),
             _ => None,
         };
         let absent = Ok(Some(Lookup::new(None, fence)));
@@ -261,7 +270,7 @@ mod tests {
     const NOW: u64 = 5_000_000;
 
     fn reading(get: Get) -> Reading {
-        Reading { check: CHECK, digest: DIGEST, get, tags: TAGS.into() }
+        Reading { check: CHECK, digest: DIGEST, get, mark: [9; 8], tags: TAGS.into() }
     }
 
     fn bulk(bytes: impl AsRef<[u8]>) -> Value {

@@ -97,6 +97,12 @@ local function judge(entry, record_key, now)
   return record.soft > entry.stamp and STALE or LIVE, record
 end
 
+-- Whether a record knows tags by the names that the caller has for them: the second half of a
+-- generation tells the secret with which they were hashed.
+local function is_ours(record, generation)
+  return record ~= nil and record.generation:sub(9) == generation:sub(9)
+end
+
 -- A record without tags. It replaces an older one and does not live shorter.
 local function create_record(key, generation)
   local left = call('PTTL', key)

@@ -41,7 +41,7 @@ end
 local stamp = 0
 if fence == 1 then
   record = record or read_record(KEYS[2], '')
-  if record then
+  if is_ours(record, generation) then
     generation, stamp = record.generation, record.last
   else
     create_record(KEYS[2], generation)

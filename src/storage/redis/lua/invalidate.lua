@@ -24,7 +24,11 @@ local digests, key = ARGV[2], KEYS[1]
 local count = #digests / 16
 
 local record = read_record(key, '')
-if how == ALL or not record then
+-- Sent again because the reply was lost: it has happened, and what was invalidated since must stay so.
+if how == ALL and record and record.generation == generation then
+  return pack('>c8I8', check, now)
+end
+if how == ALL or not is_ours(record, generation) then
   create_record(key, generation)
   record = { last = 0, lowest = 0, longest = 0 }
 end
