@@ -649,7 +649,7 @@ async fn the_outcome_says_why_the_cache_could_not_help() {
     cache.invalidate(["a"]).await.unwrap_err();
     assert_eq!(why(&fetch(&app, "/").await), (Some("purge-pending"), None, false));
 
-    let policy = Policy::output(TTL).with_principal(|_| None);
+    let policy = Policy::output(TTL).with_principal(|_| None::<Identity>);
     let app = in_memory(get(|| async { "x" }), policy);
     assert_eq!(why(&fetch(&app, "/").await), (Some("no-principal"), None, false));
 }
