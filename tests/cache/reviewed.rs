@@ -215,6 +215,16 @@ async fn a_mark_that_is_put_inside_of_the_cache_counts() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_closure_that_asks_for_its_own_value_does_not_wait_for_itself() {
+    let cache = CacheHandle::new(MemoryStorage::new());
+    let inner = cache.clone();
+    let made = cache.get_or_fill("a", Keep::for_ttl(TTL), async move || {
+        inner.get_or_fill("a", Keep::for_ttl(TTL), async || Ok::<_, io::Error>(7)).await
+    });
+    assert_eq!(timeout(S, made).await.expect("it waits for itself").unwrap(), 7);
+}
+
 /// A price, and a handler that writes it and then has something else to do.
 fn shop(panics: bool) -> Router {
     let price = Counter::default();
@@ -395,6 +405,21 @@ async fn a_handler_that_hangs_is_waited_for_once() {
         let response = timeout(S, fetch(&app, "/")).await.expect("it waits for the one that hangs");
         assert_eq!((response.body().as_str(), outcome(&response).stored), (expected, true));
         assert_eq!(source(&fetch(&app, "/").await), Source::Hit);
+        sleep(11 * S).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closure_that_hangs_is_waited_for_once() {
+    let cache = CacheHandle::new(MemoryStorage::new());
+    let keep = Keep::for_ttl(10 * S).with_fill_timeout(5 * S);
+    let hangs = cache.get_or_fill("a", keep.clone(), std::future::pending::<io::Result<u32>>);
+    timeout(S, hangs).await.unwrap_err();
+    sleep(5 * S).await;
+    for number in [1, 2] {
+        let made = cache.get_or_fill("a", keep.clone(), async move || io::Result::Ok(number));
+        let made = timeout(S, made).await.expect("it waits for the one that hangs");
+        assert_eq!(made.unwrap(), number);
         sleep(11 * S).await;
     }
 }
@@ -597,8 +622,8 @@ async fn the_answers_of_the_cache_itself_have_an_outcome() {
     let failed = fetch(&app, "/").await;
     assert_eq!(failed.status(), StatusCode::INTERNAL_SERVER_ERROR);
     for response in [refused, failed] {
-        let Outcome { stored, ttl, .. } = outcome(&response);
-        assert_eq!((stored, ttl), (false, None));
+        let Outcome { stored, ttl, reason, .. } = outcome(&response);
+        assert_eq!((stored, ttl, reason), (false, None, Some("cache")));
     }
 }
 
@@ -695,8 +720,8 @@ async fn logs_do_not_show_what_is_stored() {
     let cache = CacheHandle::new(MemoryStorage::new());
     let secret = async || Ok::<_, io::Error>("hunter2".to_owned());
     cache.get_or_fill("user 7", Keep::for_ttl(TTL), secret).await.unwrap();
-    let number = async || Ok::<_, io::Error>(1);
-    assert_eq!(cache.get_or_fill("user 7", Keep::for_ttl(TTL), number).await.unwrap(), 1);
+    let numbers = async || Ok::<_, io::Error>(vec![1]);
+    assert_eq!(cache.get_or_fill("user 7", Keep::for_ttl(TTL), numbers).await.unwrap(), [1]);
     let text = log.text();
     assert!(!text.is_empty() && !text.contains("hunter2"), "{text}");
 }
