@@ -129,6 +129,9 @@ async fn products(demo: &Demo) {
     assert_eq!(demo.get(path, &condition).await.status(), StatusCode::NOT_MODIFIED);
     let list = json(&demo.get("/api/products", &[]).await);
     assert_eq!(list["products"].as_array().unwrap().len(), 3);
+    assert_eq!(list["products"][0]["renders"], first["renders"], "the list does not run it");
+    let query = format!("{path}?x=1");
+    assert_eq!(json(&demo.get(&query, &[]).await), first, "a query does not make another product");
 
     for price in 1..6_u64 {
         let changed = demo.change_price(path, &format!("{{\"price\": {price}}}")).await;
@@ -136,13 +139,15 @@ async fn products(demo: &Demo) {
         let read = json(&demo.get(path, &[]).await);
         assert_eq!(read["price"], price, "a read after a write is never older");
         let list = json(&demo.get("/api/products", &[]).await);
-        assert_eq!(list["products"][0]["price"], price);
+        assert_eq!(list["products"][0], read, "the list does not count as a run");
     }
     assert_eq!(demo.change_price(path, "five").await.status(), StatusCode::BAD_REQUEST);
 
-    for missing in ["0", "4", "x", "18446744073709551616"] {
+    for missing in ["0", "4", "01", "+1", "x", "18446744073709551616", "%ff"] {
         let path = format!("/api/products/{missing}");
-        assert_eq!(demo.get(&path, &[]).await.status(), StatusCode::NOT_FOUND);
+        let problem = demo.get(&path, &[]).await;
+        assert_eq!(problem.status(), StatusCode::NOT_FOUND);
+        assert_eq!(problem.headers()["content-type"], "application/problem+json");
         assert!(demo.get(&path, &[]).await.headers().contains_key("age"), "{path} is cached");
         let changed = demo.change_price(&path, "{\"price\": 1}").await;
         assert_eq!(changed.status(), StatusCode::NOT_FOUND);

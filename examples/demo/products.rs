@@ -10,7 +10,10 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{Path, State, rejection::JsonRejection},
+    extract::{
+        Path, State,
+        rejection::{JsonRejection, PathRejection},
+    },
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::get,
@@ -19,7 +22,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tower_keep::{
     CacheHandle, CacheLayer, Storage,
-    cache::{CacheTags, Policy},
+    cache::{CacheTags, Policy, Query},
     storage::{AnyStorage, Get, Identity, Key, Name, Put},
 };
 
@@ -33,6 +36,8 @@ pub(crate) fn products(storage: &AnyStorage) -> Router {
     let policy = Policy::output(Duration::from_secs(60))
         .with_negative_ttl(StatusCode::NOT_FOUND, Duration::from_secs(5))
         .with_tags(["products"])
+        // `?x=1` is not another product.
+        .with_query(Query::Ignored)
         .with_cookies_ignored();
     let layer = CacheLayer::new(storage.clone(), policy);
     let shop = Shop {
@@ -51,16 +56,17 @@ pub(crate) fn products(storage: &AnyStorage) -> Router {
 struct Shop {
     cache: CacheHandle,
     prices: Arc<Prices>,
+    /// How often the handler of each product has run.
     renders: Arc<[AtomicU64; NAMES.len()]>,
 }
 
 impl Shop {
-    async fn render(&self, index: usize) -> Value {
+    async fn describe(&self, index: usize, renders: u64) -> Value {
         json!({
             "id": index + 1,
             "name": NAMES[index],
             "price": self.prices.read(index).await,
-            "renders": self.renders[index].fetch_add(1, Relaxed) + 1,
+            "renders": renders,
         })
     }
 }
@@ -69,17 +75,19 @@ async fn list(State(shop): State<Shop>) -> impl IntoResponse {
     tokio::time::sleep(SLOW).await;
     let mut products = Vec::new();
     for index in 0..NAMES.len() {
-        products.push(shop.render(index).await);
+        products.push(shop.describe(index, shop.renders[index].load(Relaxed)).await);
     }
     let tags: CacheTags = (1..=NAMES.len()).map(|id| format!("product:{id}")).collect();
     (tags, Json(json!({ "products": products })))
 }
 
-async fn show(State(shop): State<Shop>, Path(id): Path<String>) -> Response {
+async fn show(State(shop): State<Shop>, id: Id) -> Response {
     tokio::time::sleep(SLOW).await;
-    match find(&id) {
+    match find(id) {
         Some(index) => {
-            (CacheTags::new([tag(index)]), Json(shop.render(index).await)).into_response()
+            let renders = shop.renders[index].fetch_add(1, Relaxed) + 1;
+            let product = Json(shop.describe(index, renders).await);
+            (CacheTags::new([tag(index)]), product).into_response()
         }
         None => problem(StatusCode::NOT_FOUND, "there is no such product"),
     }
@@ -92,10 +100,10 @@ struct Change {
 
 async fn change(
     State(shop): State<Shop>,
-    Path(id): Path<String>,
+    id: Id,
     body: Result<Json<Change>, JsonRejection>,
 ) -> Response {
-    let Some(index) = find(&id) else {
+    let Some(index) = find(id) else {
         return problem(StatusCode::NOT_FOUND, "there is no such product");
     };
     let Ok(Json(Change { price })) = body else {
@@ -111,8 +119,13 @@ async fn change(
     Json(json!({ "id": index + 1, "name": NAMES[index], "price": price })).into_response()
 }
 
-fn find(id: &str) -> Option<usize> {
-    id.parse::<usize>().ok()?.checked_sub(1).filter(|index| *index < NAMES.len())
+/// Not all paths are UTF-8.
+type Id = Result<Path<String>, PathRejection>;
+
+/// A product has one address: neither `01` nor `+1` is another for `1`.
+fn find(id: Id) -> Option<usize> {
+    let Path(id) = id.ok()?;
+    (0..NAMES.len()).find(|index| (index + 1).to_string() == id)
 }
 
 fn tag(index: usize) -> String {

@@ -18,6 +18,7 @@ mod probe;
 mod probes;
 mod purge_race;
 mod purge_race_redis;
+mod reviewed;
 mod stage;
 mod stampede;
 mod torn_lookups;
