@@ -6,8 +6,6 @@
 //! finds as many as the last; the first hard one, which ends them, has a column of its own.
 
 use std::{
-    net::TcpListener,
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -20,48 +18,14 @@ use tower_keep::{
     MemoryStorage, RedisStorage, Storage,
     storage::{Get, Identity, Invalidation, Key, Name, Put, Tag, Tags},
 };
-use tower_keep_benches::measure::{median, thread_nanos};
+use tower_keep_benches::{
+    measure::{median, thread_nanos},
+    server::Server,
+};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const ROUNDS: usize = 21;
 const PURGES: u32 = 100;
-
-/// A server that ends with the value.
-struct Server {
-    child: Child,
-    url: String,
-}
-
-impl Server {
-    fn start() -> Self {
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
-        let port = free.expect("a free port").port().to_string();
-        let child = Command::new("redis-server")
-            .args(["--port", &port, "--save", "", "--appendonly", "no", "--bind", "127.0.0.1"])
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server is installed");
-        Self { child, url: format!("redis://127.0.0.1:{port}") }
-    }
-
-    async fn connect(&self) -> MultiplexedConnection {
-        let client = redis::Client::open(self.url.as_str()).expect("a URL");
-        for _ in 0..100 {
-            if let Ok(connection) = client.get_multiplexed_async_connection().await {
-                return connection;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("the server does not answer");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// Microseconds that the server spent in each `EVALSHA` since the last call.
 async fn server_time(connection: &mut MultiplexedConnection) -> f64 {
@@ -148,7 +112,7 @@ async fn main() {
     let mut statistics = server.connect().await;
     let patience = Duration::from_secs(30);
     let remote = RedisStorage::builder()
-        .url(server.url.clone())
+        .url(server.url().to_owned())
         .entry_deadline(patience)
         .build()
         .await
