@@ -26,7 +26,7 @@ pub(super) use self::draft::jittered;
 use self::{
     chunks::{Chunks, End, now_or_later},
     client::{Client, condition},
-    draft::{Draft, NotStored, TOO_LARGE, content_length},
+    draft::{Draft, INNER_CACHE, NotStored, TOO_LARGE, content_length},
 };
 use super::{
     CacheTags, Outcome, Policy, ResponseBody, Source,
@@ -37,7 +37,7 @@ use super::{
     handle::{FlightKey, Landed, Within},
     outcome::STALE_IF_ERROR,
     reply,
-    service::{Ask, Rules},
+    service::{Ask, Inside, Rules},
     shelf::{Found, Looked, variant},
     turn::Queue,
 };
@@ -88,7 +88,7 @@ impl Fill {
         R::Error: Send,
     {
         let (reply, answer) = channel::channel();
-        spawn(self.fill(inner, request, reply));
+        spawn(self.fill(inner, request, reply, false));
         // Without a reply the handler has panicked, in a task where that ends no connection.
         answer.await.unwrap_or_else(|_| {
             Ok(problem(StatusCode::INTERNAL_SERVER_ERROR, "the handler has panicked"))
@@ -109,7 +109,7 @@ impl Fill {
         let patience = self.rules.policy.fill_timeout;
         spawn(async move {
             let (reply, _answer) = channel::channel();
-            let mut fill = pin!(self.fill(inner, request, reply));
+            let mut fill = pin!(self.fill(inner, request, reply, true));
             // A handler that hangs must not keep others from being renewed.
             if timeout(patience, fill.as_mut()).await.is_err() {
                 drop(permit);
@@ -123,13 +123,14 @@ impl Fill {
         inner: S,
         mut request: Request<B>,
         reply: channel::Sender<Answer<R, S::Error>>,
+        is_renewal: bool,
     ) where
         S: Service<Request<B>, Response = Response<R>>,
         R: Body,
     {
         let rules = Arc::clone(&self.rules);
         let shared = &rules.handle.shared;
-        let _lease = match self.wait_for_turn(request.headers()).await {
+        let lease = match self.wait_for_turn(request.headers()).await {
             Turn::Ours(lease) => lease,
             Turn::Done(ttl) => return self.give_found(request.headers(), ttl, reply),
         };
@@ -145,6 +146,8 @@ impl Fill {
                 }
             },
         };
+        let turn = lease.is_some().then(|| self.ask.key.clone());
+        Inside::enter(&rules, is_renewal, turn, request.extensions_mut());
         let client = Client::prepare(&rules, &self.looked, &mut request);
         if let Some(leader) = &self.leader {
             leader.depart();
@@ -190,7 +193,7 @@ impl Fill {
     async fn wait_for_turn(&mut self, request: &HeaderMap) -> Turn {
         let rules = Arc::clone(&self.rules);
         let Some(ttl) = rules.policy.lease else { return Turn::Ours(None) };
-        if self.leader.is_none() || self.looked.fence.is_none() {
+        if self.leader.is_none() || self.looked.fence.is_none() || self.ask.has_turn {
             return Turn::Ours(None);
         }
         let (shelf, patience) = (&rules.handle.shared.shelf, rules.policy.fill_timeout);
@@ -232,7 +235,7 @@ impl Fill {
         }
         if parts.extensions.get::<Outcome>().is_some() {
             // A layer inside has decided, by a policy that knows more of the route.
-            return Err(NotStored { reason: "inner-cache", is_remembered: true });
+            return Err(INNER_CACHE);
         }
         let arrival = client.arrival();
         let (headers, control) = (&parts.headers, &rules.policy.rules);
@@ -443,7 +446,11 @@ impl Fill {
         let mut stored = StoredResponse { headers, ..old.clone() };
         let mut outcome = Outcome::new(Source::Revalidated);
         outcome.handler_status = Some(parts.status);
-        let storable = storable.map_err(NotStored::from);
+        let storable = match parts.extensions.get::<Outcome>() {
+            // Only the layer inside knows for how long.
+            Some(_) => Err(INNER_CACHE),
+            None => storable.map_err(NotStored::from),
+        };
         let landing = match storable.and_then(|storable| Ok((storable, own?))) {
             Ok((storable, own)) => {
                 stored.tags = own.clone();
@@ -460,6 +467,9 @@ impl Fill {
                 Landing::Alone
             }
         };
+        if let Some(inner) = parts.extensions.get::<Outcome>() {
+            outcome = *inner;
+        }
         let age = stored.freshness.age(Duration::ZERO);
         let (headers, forwarded) = (&client.headers, self.forwarded);
         let wishes = &self.ask.wishes;

@@ -87,6 +87,10 @@ pub(super) struct Ask {
     pub(super) wishes: Wishes,
     /// How many fills of the same cache the request is inside of.
     pub(super) depth: usize,
+    /// Whether one of the fills that it is inside of is in the background.
+    pub(super) in_renewal: bool,
+    /// Whether one of them holds the lease of this key.
+    pub(super) has_turn: bool,
 }
 
 /// What is to become of a request.
@@ -102,14 +106,26 @@ enum Plan {
 #[derive(Debug, Clone)]
 pub(super) struct Inside {
     handle: usize,
+    is_renewal: bool,
+    /// The key whose lease the fill holds.
+    turn: Option<CacheKey>,
     outer: Option<Arc<Inside>>,
 }
 
 impl Inside {
     /// Marks a request that goes inside of this cache.
-    pub(super) fn enter(rules: &Rules, extensions: &mut Extensions) {
+    pub(super) fn enter(
+        rules: &Rules,
+        is_renewal: bool,
+        turn: Option<CacheKey>,
+        extensions: &mut Extensions,
+    ) {
         let outer = extensions.remove::<Self>().map(Arc::new);
-        extensions.insert(Self { handle: rules.handle.address(), outer });
+        extensions.insert(Self { handle: rules.handle.address(), is_renewal, turn, outer });
+    }
+
+    fn any(&self, is: &impl Fn(&Self) -> bool) -> bool {
+        is(self) || self.outer.as_ref().is_some_and(|outer| outer.any(is))
     }
 
     fn depth(&self, rules: &Rules) -> usize {
@@ -134,7 +150,10 @@ impl Rules {
             Some(key) => {
                 let inside = head.extensions().get::<Inside>();
                 let depth = inside.map_or(0, |inside| inside.depth(self));
-                Plan::Ask(Ask { key, wishes, depth })
+                let any = |is: &dyn Fn(&Inside) -> bool| inside.is_some_and(|it| it.any(&is));
+                let in_renewal = any(&|it| it.is_renewal);
+                let has_turn = any(&|it| it.turn.as_ref() == Some(&key));
+                Plan::Ask(Ask { key, wishes, depth, in_renewal, has_turn })
             }
             None if self.policy.key.principal.is_some() => {
                 Plan::Pass(Forward::Bypass, "no-principal")
@@ -288,6 +307,8 @@ where
                 let early = early || rules.renews_early(&now, ttl);
                 return Ok(give(&rules, inner, request, ask, before, now, outcome, early));
             }
+            // Who renews an answer must not be given the old one.
+            Reuse::StaleWhileRevalidate { .. } if ask.in_renewal => Forward::Stale,
             Reuse::StaleWhileRevalidate { ttl_seconds: ttl } => {
                 let outcome =
                     Outcome::new(Source::Stale).with_ttl(ttl).with_reason("stale-while-revalidate");

@@ -345,6 +345,23 @@ async fn of_nested_layers_the_inner_one_knows_the_time_to_live() {
             advance(3 * S).await;
         }
     }
+    // The outer one asks the inner one whether its answer is still good.
+    let runs = Counter::default();
+    let count = runs.clone();
+    let handler = get(move || async move {
+        count.count();
+        ([("etag", "\"a\"")], "x")
+    });
+    for (app, _) in nested(handler, Policy::output(5 * S), Policy::output(TTL)) {
+        for run in 1..5 {
+            let before = runs.number();
+            fetch(&app, "/").await;
+            advance(3 * S).await;
+            assert_eq!(fetch(&app, "/").await.body(), "x");
+            assert_eq!(runs.number(), before + 1, "run {run}");
+            advance(3 * S).await;
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -364,6 +381,45 @@ async fn nested_layers_do_not_wait_for_each_other_and_fill_once() {
         }
         assert!(began.elapsed() < S, "{:?}", began.elapsed());
         assert!((1..=2).contains(&(renders.number() - before)), "{}", renders.number() - before);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nested_layers_do_not_wait_for_the_lease_that_the_outer_one_holds() {
+    let policy = Policy::output(TTL).with_lease(2 * S);
+    for is_shared in [true, false] {
+        let storage = Flaky::default().erase();
+        let cache = CacheHandle::new(storage.clone());
+        let outer = match is_shared {
+            true => cache.clone(),
+            false => CacheHandle::new(storage),
+        };
+        let layer = CacheLayer::from_handle(cache, policy.clone());
+        let app = app(Counter::default().handler(), layer)
+            .layer(CacheLayer::from_handle(outer, policy.clone()));
+        let response = timeout(S, fetch(&app, "/")).await.expect("it waits for itself");
+        assert_eq!((response.body().as_str(), source(&response)), ("0", Source::Handler));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nested_layers_do_not_renew_an_answer_with_the_old_one() {
+    let policy = Policy::output(5 * S).with_stale_while_revalidate(1_000 * S);
+    for layers in [1, 2, 3] {
+        let cache = CacheHandle::builder(MemoryStorage::new()).with_refreshes(1).build();
+        let mut app = Router::new().route("/", Counter::default().handler());
+        for _ in 0..layers {
+            app = app.layer(CacheLayer::from_handle(cache.clone(), policy.clone()));
+        }
+        fetch(&app, "/").await;
+        for renewed in ["1", "2", "3"] {
+            sleep(6 * S).await;
+            assert_eq!(source(&fetch(&app, "/").await), Source::Stale);
+            sleep(S).await;
+            let response = fetch(&app, "/").await;
+            let expected = (renewed, Source::Hit);
+            assert_eq!((response.body().as_str(), source(&response)), expected, "{layers} layers");
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     cache::{
         control::{self, Arrival, RequestFacts},
         key,
-        service::{Inside, Rules},
+        service::Rules,
         shelf::Looked,
         tags::stored as tag,
     },
@@ -56,7 +56,6 @@ impl Client {
         let facts = RequestFacts::new(head, &policy.rules);
         // Layers inside find it there, also if none outside has put one.
         let mark = request.extensions_mut().get_or_insert_default::<SessionMark>().clone();
-        Inside::enter(rules, request.extensions_mut());
         if let Some(target) = policy.key.query.kept(request.uri()) {
             *request.uri_mut() = target;
         }

@@ -63,6 +63,9 @@ pub(super) struct NotStored {
     pub(super) is_remembered: bool,
 }
 
+/// A layer inside has decided, by a policy that knows more of the route.
+pub(super) const INNER_CACHE: NotStored = NotStored { reason: "inner-cache", is_remembered: true };
+
 pub(super) const TOO_LARGE: NotStored = NotStored { reason: "too-large", is_remembered: true };
 
 impl From<control::Refusal> for NotStored {
