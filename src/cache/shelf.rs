@@ -200,10 +200,8 @@ impl Shelf {
             tried = Some(looked);
         }
         let fetched = self.fetch(primary, max_body).await?;
-        let specs = match &fetched.found {
-            Some(Found { stored, .. }) if let Stored::Variants(specs) = &**stored => {
-                Specs::from(specs.as_slice())
-            }
+        let specs = match fetched.found.as_ref().map(|found| &*found.stored) {
+            Some(Stored::Variants(specs)) => Specs::from(specs.as_slice()),
             _ => {
                 if remembered.is_some() {
                     self.varying.remove(primary);
