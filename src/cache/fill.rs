@@ -309,8 +309,7 @@ impl Fill {
         }
         let status = parts.status;
         let response = Response::from_parts(parts, ());
-        let mut response = reply::pass_head(policy, response, self.forwarded, outcome);
-        response.extensions_mut().insert(outcome);
+        let response = reply::pass_head(policy, response, self.forwarded, outcome);
         let _ = reply.send(Ok(response.map(|()| ResponseBody::live(live, size))));
 
         let end = match at_once {
