@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, response};
+use http::{HeaderMap, Request, Response, StatusCode, header, response};
 use http_body::Body;
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot as channel},
@@ -41,7 +41,7 @@ use super::{
     shelf::{Found, Looked, variant},
     turn::Queue,
 };
-use crate::{lease::Lease, problem::Problem, storage::Storage};
+use crate::{lease::Lease, storage::Storage};
 
 /// One request to the handler whose answer may be stored.
 pub(super) struct Fill {
@@ -91,7 +91,7 @@ impl Fill {
         spawn(self.fill(inner, request, reply, false));
         // Without a reply the handler has panicked, in a task where that ends no connection.
         answer.await.unwrap_or_else(|_| {
-            Ok(problem(StatusCode::INTERNAL_SERVER_ERROR, "the handler has panicked"))
+            Ok(reply::problem(StatusCode::INTERNAL_SERVER_ERROR, "the handler has panicked"))
         })
     }
 
@@ -141,7 +141,7 @@ impl Fill {
             None => match timeout(rules.policy.fill_timeout, shared.outage.acquire()).await {
                 Ok(permit) => permit.ok(),
                 Err(_) => {
-                    let _ = reply.send(Ok(busy()));
+                    let _ = reply.send(Ok(reply::busy()));
                     return;
                 }
             },
@@ -576,23 +576,6 @@ pub(super) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     #[cfg(feature = "tracing")]
     let task = tracing::Instrument::in_current_span(task);
     tokio::spawn(task);
-}
-
-/// A statement of the cache itself.
-pub(super) fn problem<R: Body>(
-    status: StatusCode,
-    detail: &'static str,
-) -> Response<ResponseBody<R>> {
-    let mut response = Problem::from_status(status).with_detail(detail).into_response();
-    response.extensions_mut().insert(Outcome::new(Source::Passed).with_reason("cache"));
-    response.map(ResponseBody::whole)
-}
-
-fn busy<R: Body>() -> Response<ResponseBody<R>> {
-    let detail = "the cache is out of order, and too many requests wait for what is behind it";
-    let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, detail);
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-    response
 }
 
 /// The statuses for which RFC 5861 §4 gives a stale answer.

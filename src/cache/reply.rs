@@ -2,16 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderMap, Response};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::Body;
 
 use super::{
-    CacheTags, Outcome, Policy, ResponseBody,
+    CacheTags, Outcome, Policy, ResponseBody, Source,
     control::{self, Forward, Selection, Wishes},
     entry::{Stored, StoredResponse},
     service::Ask,
     shelf::Looked,
 };
+use crate::problem::Problem;
 
 /// The stored response, which has been stored for so long, as this request wants it: whole, a part of
 /// it, or the news that the client has it already.
@@ -100,5 +101,23 @@ pub(super) fn pass_head<R>(
     if response.extensions().get::<Outcome>().is_none() {
         response.extensions_mut().insert(outcome);
     }
+    response
+}
+
+/// A statement of the cache itself.
+pub(super) fn problem<R: Body>(
+    status: StatusCode,
+    detail: &'static str,
+) -> Response<ResponseBody<R>> {
+    let mut response = Problem::from_status(status).with_detail(detail).into_response();
+    response.extensions_mut().insert(Outcome::new(Source::Passed).with_reason("cache"));
+    response.map(ResponseBody::whole)
+}
+
+/// The same to who has waited in vain for a place in an outage.
+pub(super) fn busy<R: Body>() -> Response<ResponseBody<R>> {
+    let detail = "the cache is out of order, and too many requests wait for what is behind it";
+    let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, detail);
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     response
 }

@@ -1,9 +1,8 @@
 //! The service.
 
 use std::{
-    pin::pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -18,7 +17,7 @@ use tower_service::Service;
 use super::{
     CacheHandle, Outcome, Policy, ResponseBody, ResponseFuture, Source,
     control::{self, Entrance, Forward, Reuse, Wishes},
-    fill::{self, Fill, oneshot, problem},
+    fill::{self, Fill, oneshot},
     flight::{Boarding, Landing, Moment},
     handle::Landed,
     key::{CacheKey, host, target},
@@ -31,7 +30,7 @@ use super::{
 use crate::{
     RequestHead,
     marks::SessionMark,
-    storage::{Result as StorageResult, Tag},
+    storage::{Result as StorageResult, Tag, at_once},
 };
 
 /// How often a request waits for another fill after one has failed.
@@ -241,7 +240,7 @@ where
         let before = self.rules.handle.shared.flights.now();
         let (mut looked, mut early) = (None, false);
         if self.rules.handle.shared.shelf.storage.answers_at_once() {
-            let now = look_up_now(&self.rules, &ask, &request);
+            let now = at_once(self.rules.look_up(&ask, request.headers()));
             let resident = now.resident_when_read();
             if let Reuse::Fresh { ttl_seconds: ttl } = self.rules.reuse(&now, resident, &ask.wishes)
             {
@@ -258,15 +257,6 @@ where
         }
         let (rules, inner) = (Arc::clone(&self.rules), self.inner.clone());
         ResponseFuture::waiting(answer(rules, inner, request, ask, before, looked, early))
-    }
-}
-
-/// The lookup, in a storage that never waits.
-fn look_up_now<B>(rules: &Rules, ask: &Ask, request: &Request<B>) -> Looked {
-    match pin!(rules.look_up(ask, request.headers())).poll(&mut Context::from_waker(Waker::noop()))
-    {
-        Poll::Ready(looked) => looked,
-        Poll::Pending => unreachable!("the memory storage never waits"),
     }
 }
 
@@ -328,7 +318,7 @@ where
             }
         };
         if ask.wishes.directives.only_if_cached {
-            return Ok(problem(StatusCode::GATEWAY_TIMEOUT, "there is no stored response"));
+            return Ok(reply::problem(StatusCode::GATEWAY_TIMEOUT, "there is no stored response"));
         }
         if ask.wishes.head {
             // Its answer must not be stored for GET, and is not worth storing by itself.

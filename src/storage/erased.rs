@@ -3,7 +3,7 @@
 #[cfg(feature = "rate-limit")]
 use std::time::Duration;
 use std::{any::Any, fmt, future::Future, pin::Pin, sync::Arc};
-#[cfg(feature = "rate-limit")]
+#[cfg(any(feature = "rate-limit", feature = "cache"))]
 use std::{
     pin::pin,
     task::{Context, Poll, Waker},
@@ -171,8 +171,15 @@ impl AnyStorage {
 /// [`acquire`](Storage::acquire) without a future.
 #[cfg(feature = "rate-limit")]
 pub(crate) fn acquire_now(memory: &MemoryStorage, charges: &[Charge<'_>]) -> Result<Vec<Verdict>> {
-    match pin!(memory.acquire(charges)).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(verdicts) => verdicts,
+    at_once(memory.acquire(charges))
+}
+
+/// What comes of work on a storage that [answers at once](AnyStorage::answers_at_once) and waits for
+/// nothing else.
+#[cfg(any(feature = "rate-limit", feature = "cache"))]
+pub(crate) fn at_once<T>(work: impl Future<Output = T>) -> T {
+    match pin!(work).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(outcome) => outcome,
         Poll::Pending => unreachable!("the memory storage never waits"),
     }
 }

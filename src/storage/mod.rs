@@ -128,6 +128,8 @@ mod types;
 
 #[cfg(feature = "rate-limit")]
 pub(crate) use self::erased::acquire_now;
+#[cfg(feature = "cache")]
+pub(crate) use self::erased::at_once;
 pub use self::{
     erased::AnyStorage,
     error::{Error, ErrorKind, Result},
