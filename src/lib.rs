@@ -24,6 +24,8 @@ mod problem;
 pub mod quota;
 #[cfg(feature = "rate-limit")]
 pub mod rate_limit;
+#[cfg(feature = "session")]
+pub mod session;
 pub mod storage;
 
 #[cfg(feature = "redis")]
