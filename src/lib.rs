@@ -6,6 +6,8 @@
 #[macro_use]
 mod macros;
 
+#[cfg(any(feature = "rate-limit", feature = "session"))]
+mod body;
 #[cfg(feature = "cache")]
 pub mod cache;
 mod clock;
@@ -17,7 +19,7 @@ pub mod lease;
 pub mod marks;
 #[cfg(any(feature = "rate-limit", feature = "cache"))]
 mod number;
-#[cfg(any(feature = "rate-limit", feature = "cache"))]
+#[cfg(any(feature = "rate-limit", feature = "cache", feature = "session"))]
 // Some kinds of problems belong to one layer.
 #[cfg_attr(not(feature = "rate-limit"), allow(dead_code))]
 mod problem;

@@ -120,7 +120,7 @@ where
             let next = match state.as_mut().project() {
                 StateProj::Refused { response } => {
                     let response = response.take().expect("polled after it was ready");
-                    return Poll::Ready(Ok(response.map(ResponseBody::rejection)));
+                    return Poll::Ready(Ok(response.map(ResponseBody::own)));
                 }
                 StateProj::Deciding { verdict, call } => {
                     let verdict = ready!(verdict.as_mut().poll(cx));

@@ -103,7 +103,6 @@
 //! write them.
 
 mod address;
-mod body;
 mod decision;
 #[cfg(feature = "axum")]
 mod extract;
@@ -127,7 +126,6 @@ mod warn;
 pub use self::extract::MissingDecision;
 pub use self::{
     address::{AddressError, ClientAddress, ForwardedHeader, PeerAddr},
-    body::ResponseBody,
     decision::{Decision, QuotaVerdict},
     future::ResponseFuture,
     headers::{
