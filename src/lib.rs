@@ -10,6 +10,8 @@ mod macros;
 mod body;
 #[cfg(feature = "cache")]
 pub mod cache;
+#[cfg(any(feature = "cache", feature = "session"))]
+mod checksum;
 mod clock;
 #[cfg(feature = "conformance")]
 #[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]

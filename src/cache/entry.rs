@@ -36,6 +36,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 pub(crate) use self::body::Compression;
 use super::{control::Freshness, key::CacheKey, tags::TagList};
+use crate::checksum::checksum;
 
 const MAGIC: [u8; 3] = *b"tkc";
 const VERSION: u8 = 1;
@@ -292,26 +293,6 @@ fn flags(freshness: &Freshness) -> u8 {
         | flag(freshness.must_revalidate, MUST_REVALIDATE)
         | flag(freshness.authorized, AUTHORIZED)
         | flag(freshness.heuristic, HEURISTIC)
-}
-
-/// Four sums side by side, for one would wait for its own multiplications. Every step is reversible,
-/// so damage to a single word is always noticed.
-fn checksum(head: &[u8]) -> u64 {
-    const ODD: u64 = 0x9e37_79b9_7f4a_7c15; // 2^64 over the golden ratio
-    let step = |sum: u64, word: [u8; 8]| {
-        (sum ^ u64::from_le_bytes(word)).wrapping_mul(ODD).rotate_left(32)
-    };
-    let (blocks, rest) = head.as_chunks::<32>();
-    let mut sums = [1, 2, 3, head.len() as u64];
-    for block in blocks {
-        for (sum, word) in sums.iter_mut().zip(block.as_chunks().0) {
-            *sum = step(*sum, *word);
-        }
-    }
-    let mut last = [0; 32];
-    last[..rest.len()].copy_from_slice(rest);
-    let words = sums.map(u64::to_le_bytes).into_iter().chain(last.as_chunks().0.iter().copied());
-    words.fold(0, step)
 }
 
 fn put_name(out: &mut BytesMut, name: &HeaderName) {
