@@ -21,6 +21,8 @@ pub(super) enum Seal {
     Encrypted(KeyRing),
 }
 
+// Only an encrypted value belongs to a name.
+#[cfg_attr(not(feature = "secure-cookies"), allow(unused_variables))]
 impl Seal {
     pub(super) fn close(&self, name: &str, token: &SessionToken) -> String {
         let text = token.expose();
