@@ -68,6 +68,17 @@ impl SessionError {
         }
     }
 
+    /// The answer instead of one whose changes were not saved: the request may have come with a session,
+    /// and can be made again.
+    pub(super) fn to_conflict_response(&self) -> Response<Bytes> {
+        match self.kind {
+            SessionErrorKind::Gone => Problem::from_status(StatusCode::CONFLICT)
+                .with_detail("the session has ended meanwhile; nothing was saved")
+                .into_response(),
+            _ => self.to_response(),
+        }
+    }
+
     /// The response that it is answered with, for services without axum.
     pub fn to_response(&self) -> Response<Bytes> {
         let status = self.status();
@@ -147,6 +158,8 @@ pub enum SaveFailure {
     Unavailable(ErrorKind),
     /// The data cannot be written.
     Data,
+    /// The changes were made after the head of the response had left.
+    Late,
 }
 
 impl SaveFailure {
@@ -171,7 +184,7 @@ pub enum Notice {
         /// Whose session.
         principal: String,
         /// Which one.
-        handle: uuid::Uuid,
+        public_id: uuid::Uuid,
     },
     /// A record cannot be read. It was put aside, and counts as no session.
     Corrupt,

@@ -5,6 +5,7 @@ use std::{
     future::Future,
     marker::PhantomData,
     mem,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
@@ -14,7 +15,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use super::{
-    Device, Login, Notice, Outage, PageNumber, SaveFailure, Session, SessionData, SessionError,
+    Device, Login, Notice, Outage, SessionCursor, SaveFailure, Session, SessionData, SessionError,
     SessionErrorKind, SessionPage, SessionToken,
     cookie::{Presented, bearer},
     fields::{Changes, Class, Fields, decode_value, encode_value},
@@ -28,6 +29,8 @@ use crate::{
     marks::SessionMark,
     storage::{Error, ErrorKind, Fence},
 };
+
+type BoxFuture = Pin<Box<dyn Future<Output = Result<(), SessionError>> + Send>>;
 
 /// The session of a request: to log in and out, to rotate, to see and end the principal's other
 /// sessions.
@@ -339,11 +342,11 @@ impl<R> SessionHandle<R> {
     ///
     /// [`Unauthenticated`](SessionErrorKind::Unauthenticated) without a principal; or if the storage
     /// gives no answer.
-    pub async fn list(&self, page: PageNumber) -> Result<SessionPage, SessionError> {
+    pub async fn list(&self, at: SessionCursor) -> Result<SessionPage, SessionError> {
         self.load().await?;
         let session = self.inner.authenticated()?;
         let principal = session.live.principal.clone().unwrap_or_default();
-        self.inner.shared.list(&principal, page, Some(&session)).await
+        self.inner.shared.list(&principal, at, Some(&session)).await
     }
 
     /// Ends one of the principal's sessions by its public id. Another principal's is out of reach.
@@ -516,7 +519,7 @@ impl Inner {
                     "a session was changed after the head of the response had left: nothing was \
                      saved; call `save` before the session is dropped"
                 );
-                self.shared.store.policy.observe(&Notice::NotSaved(SaveFailure::HeadSent));
+                self.shared.store.policy.observe(&Notice::NotSaved(SaveFailure::Late));
             }
             Ok(changes) => state.pending.merge(changes),
             Err(error) => state.unwritable = Some(error),
@@ -796,6 +799,30 @@ impl Inner {
             session.token.is_some()
                 && session.live.rotated.saturating_sub(session.life_left()) >= every
         })
+    }
+
+    /// The same as [`settle`](Self::settle), carried out to its end whatever becomes of the request.
+    pub(super) fn settled(session: &Arc<Self>, status: StatusCode) -> BoxFuture {
+        let session = Arc::clone(session);
+        let shared = Arc::clone(&session.shared);
+        Box::pin(async move {
+            let settled = if shared.store.storage.answers_at_once() {
+                // Every step is done at once: there is no await to be dropped at.
+                session.settle(status).await
+            } else {
+                shared.shielded(async move { session.settle(status).await }).await
+            };
+            if let Err(error) = &settled {
+                event!(error, %error, "what a handler changed in its session was not saved");
+                shared.store.policy.observe(&Notice::NotSaved(SaveFailure::of(error)));
+            }
+            settled
+        })
+    }
+
+    /// Whether a response is replaced if the session could not be saved.
+    pub(super) fn answers_failures(&self) -> bool {
+        self.shared.store.policy.strict_saves
     }
 
     /// What is done before the head of a response with this status leaves.

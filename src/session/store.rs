@@ -8,17 +8,19 @@
 //!   or a lost reply in between leaves the old id or none, never two that were told.
 //! - Whoever has to end a session follows where it was moved to.
 
-use std::{future::Future, time::Duration};
+use std::{cmp::Reverse, future::Future, time::Duration};
 
 use bytes::Bytes;
-use futures_util::future::join;
+use futures_util::future::{join, join_all};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::{
-    Notice, Policy, SessionError, SessionErrorKind,
+    Device, Notice, OverCap, Policy, SessionError, SessionErrorKind,
+    data::SessionMap,
     fields::{Changes, Fields},
-    index::Index,
+    index::{Added, Admission, Cursor, IfFull, Index, Member, Page, Swap},
+    policy::Cap,
     queue::Queues,
     record::{DecodeError, Live, Moved, Record},
     token::{SessionToken, TokenDigest},
@@ -54,6 +56,11 @@ pub(super) struct Loaded {
 impl Loaded {
     pub(super) fn life_left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// The time since it began.
+    pub(super) fn age(&self) -> Duration {
+        self.live.born.saturating_sub(self.life_left())
     }
 }
 
@@ -165,22 +172,6 @@ impl Store {
         self.find(Some(token.clone()), token.digest(), get).await
     }
 
-    /// Finds the session of an id as it is now, without using it.
-    pub(super) async fn peek(&self, id: TokenDigest) -> StorageResult<Option<Seen>> {
-        let entry = self.timed(self.storage.get(&self.key(id), Get::new())).await?.entry;
-        let Some(entry) = entry else { return Ok(None) };
-        let (ttl, age) = (entry.ttl, entry.age);
-        let sent = Instant::now();
-        match self.decode(id, &entry).await {
-            Some(Record::Live(live)) => {
-                let loaded = self.loaded(None, id, &entry, live, sent);
-                Ok(loaded.map(|session| Seen::Live { session: Box::new(session), ttl, age }))
-            }
-            Some(Record::Moved(moved)) => Ok(moved.successor.map(Seen::Moved)),
-            None => Ok(None),
-        }
-    }
-
     async fn find(
         &self,
         mut token: Option<SessionToken>,
@@ -277,7 +268,25 @@ impl Store {
         // A policy whose lifetime was cut holds for the sessions that are there.
         let age = live.born.saturating_sub(left);
         let left = left.min(self.policy.lifetime.checked_sub(age)?);
+        let live = self.migrated(live)?;
         Some(Loaded { token, id, version: entry.version, live, deadline: sent + left })
+    }
+
+    /// The record in the present schema.
+    fn migrated(&self, mut live: Live) -> Option<Live> {
+        if live.schema < self.policy.schema {
+            let mut data = SessionMap::from_fields(live.fields);
+            if let Some(migrate) = &self.policy.migrate
+                && let Err(error) = migrate(live.schema, &mut data)
+            {
+                event!(error, %error, "a session cannot be migrated, and counts as none");
+                self.policy.observe(&Notice::Mismatch);
+                return None;
+            }
+            live.fields = data.into_fields();
+            live.schema = self.policy.schema;
+        }
+        Some(live)
     }
 
     /// How long an entry lives that has so long until its deadline.
@@ -413,7 +422,6 @@ impl Store {
             let overwritten = changes.overwrites(&from.live.fields, &current.fields);
             let mut live = current.clone();
             live.fields = changes.apply(&current.fields);
-            live.schema = self.policy.schema;
             Ok((live, overwritten))
         })
         .await
@@ -431,9 +439,7 @@ impl Store {
             }
         }
         if let Some(principal) = &session.live.principal {
-            // Only to keep the list short.
-            let member = (session.live.handle, session.id);
-            let _ = self.timed(self.index.forget(principal, &[member])).await;
+            self.forget(principal, session.live.handle).await;
         }
         Ok(())
     }
@@ -642,11 +648,232 @@ impl Store {
         Ok(new)
     }
 
+    /// A record of nobody yet.
+    pub(super) fn anonymous(&self, fields: Fields) -> Live {
+        let lifetime = self.policy.lifetime;
+        Live {
+            schema: self.policy.schema,
+            handle: Uuid::new_v4(),
+            lifetime,
+            born: lifetime,
+            rotated: lifetime,
+            authenticated: None,
+            principal: None,
+            device: Device::new(),
+            predecessor: None,
+            fields,
+        }
+    }
+
+    /// Begins a session of a principal in place of `old`.
+    ///
+    /// In three trips one after another, of which the first was the lookup: the new record and the
+    /// list of the principal's sessions; then the end of the old record and the new list.
+    pub(super) async fn login(
+        &self,
+        old: Option<&Loaded>,
+        live: Live,
+        left: Duration,
+        fence: Option<Fence>,
+    ) -> Result<Loaded, SessionError> {
+        let gone = || SessionError::new(SessionErrorKind::Gone);
+        let principal = live.principal.clone().unwrap_or_default();
+        let handle = live.handle;
+        let read = self.timed(self.index.read(&principal, Cursor::START));
+        let (new, first) = join(self.create(live, left, fence), read).await;
+        let new = new?.ok_or_else(gone)?;
+        let (id, first) = (new.id, first.ok());
+        let retire = async {
+            match old {
+                Some(old) => self.retire(old, new, Replacement::Login).await,
+                None => Ok(Some(new)),
+            }
+        };
+        let enlist = self.enlist_new(&principal, Member { handle, id }, first);
+        let outcome = match self.policy.cap {
+            // A login that is refused leaves the old session as it was.
+            Some(Cap { over: OverCap::Refuse, .. }) => match enlist.await {
+                Ok(()) => retire.await,
+                Err(error) => Err(error),
+            },
+            Some(_) => {
+                let (retired, enlisted) = join(retire, enlist).await;
+                enlisted.and(retired)
+            }
+            None => {
+                let (retired, enlisted) = join(retire, enlist).await;
+                if let Err(error) = enlisted {
+                    event!(warn, %error, "a session is missing in the list of its principal");
+                }
+                retired
+            }
+        };
+        if !matches!(outcome, Ok(Some(_))) {
+            // Nobody was told its id.
+            let _ = self.timed(self.storage.delete(&self.key(id), When::Always)).await;
+            self.forget(&principal, handle).await;
+        }
+        outcome?.ok_or_else(gone)
+    }
+
+    /// Adds a session to the list of its principal, within the cap.
+    async fn enlist_new(
+        &self,
+        principal: &str,
+        member: Member,
+        first: Option<Page>,
+    ) -> Result<(), SessionError> {
+        let Some(cap) = self.policy.cap else {
+            let add = self.index.add(principal, member, first, IfFull::Ask);
+            if let Added::Full(pages) = self.timed(add).await? {
+                for page in pages {
+                    let dead = self.dead(page.members()).await;
+                    let _ = self.timed(self.index.remove(principal, page, &dead)).await;
+                }
+                self.timed(self.index.add(principal, member, None, IfFull::Grow)).await?;
+            }
+            return Ok(());
+        };
+        let most = usize::from(cap.most);
+        let mut first = first;
+        self.patiently(async {
+            loop {
+                let admit = self.index.admit(principal, member, most, first.take());
+                let Admission::OverCap(page) = self.timed(admit).await? else { return Ok(()) };
+                let leaving = self.leaving(page.members(), most, cap.over).await?;
+                let handles: Vec<_> = leaving.iter().map(|(handle, _)| *handle).collect();
+                let swap = self.index.replace_members(principal, page, &handles, member, most);
+                match self.timed(swap).await? {
+                    Swap::Swapped => {
+                        for (handle, alive) in leaving {
+                            self.evict(principal, handle, alive).await?;
+                        }
+                        return Ok(());
+                    }
+                    Swap::Conflict(page) => first = Some(page),
+                }
+            }
+        })
+        .await
+    }
+
+    async fn evict(
+        &self,
+        principal: &str,
+        handle: Uuid,
+        alive: Option<Loaded>,
+    ) -> Result<(), SessionError> {
+        if let Some(session) = alive {
+            self.destroy(&session).await?;
+            event!(info, "a session was ended, as its principal has begun another");
+            let principal = principal.to_owned();
+            self.policy.observe(&Notice::Evicted { principal, public_id: handle });
+        }
+        Ok(())
+    }
+
+    /// Who has to go for one more to have room: the dead, and by the policy the living.
+    async fn leaving(
+        &self,
+        members: &[Member],
+        most: usize,
+        over: OverCap,
+    ) -> Result<Vec<(Uuid, Option<Loaded>)>, SessionError> {
+        let mut leaving = Vec::new();
+        let mut alive = Vec::new();
+        let looks = join_all(members.iter().map(|member| self.look(member.id))).await;
+        for (member, seen) in members.iter().zip(looks) {
+            match seen? {
+                Some(seen) if seen.session.live.handle == member.handle => alive.push(seen),
+                _ => leaving.push((member.handle, None)),
+            }
+        }
+        let excess = (alive.len() + 1).saturating_sub(most);
+        if excess > 0 && over == OverCap::Refuse {
+            return Err(SessionError::new(SessionErrorKind::OverCap));
+        }
+        match over {
+            OverCap::EndLeastRecentlyUsed => alive.sort_by_key(|seen| Reverse(seen.unused)),
+            _ => alive.sort_by_key(|seen| Reverse(seen.session.age())),
+        }
+        alive.truncate(excess);
+        leaving.extend(
+            alive.into_iter().map(|seen| (seen.session.live.handle, Some(seen.session))),
+        );
+        Ok(leaving)
+    }
+
+    async fn dead(&self, members: &[Member]) -> Vec<Member> {
+        let looks = join_all(members.iter().map(|member| self.look(member.id))).await;
+        let seen = members.iter().zip(looks);
+        seen.filter(|(_, seen)| matches!(seen, Ok(None))).map(|(member, _)| *member).collect()
+    }
+
+    /// What has become of a session, without using it.
+    pub(super) async fn look(&self, mut id: TokenDigest) -> StorageResult<Option<Seen>> {
+        for _ in 0..MOST_MOVES {
+            let sent = Instant::now();
+            let found = self.timed(self.storage.get(&self.key(id), Get::new())).await?;
+            let Some(entry) = found.entry else { return Ok(None) };
+            match self.decode(id, &entry).await {
+                None | Some(Record::Moved(Moved { successor: None, .. })) => return Ok(None),
+                Some(Record::Moved(Moved { successor: Some(next), .. })) => id = next,
+                Some(Record::Live(live)) => {
+                    // The last use has set the life to the idle timeout, or to what was left until
+                    // the deadline. Saves count as well.
+                    let unused = self.policy.idle.saturating_sub(entry.ttl).min(entry.age);
+                    let session = self.loaded(None, id, &entry, live, sent);
+                    return Ok(session.map(|session| Seen { session, unused }));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// Has the index know the present id of a session.
     pub(super) async fn enlist(&self, principal: &str, session: &Loaded) {
-        let member = (session.live.handle, session.id);
-        if let Err(error) = self.timed(self.index.put(principal, member)).await {
+        let member = Member { handle: session.live.handle, id: session.id };
+        let replaced = self.timed(self.index.replace(principal, member, None)).await;
+        let outcome = match replaced {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                let add = self.index.add(principal, member, None, IfFull::Grow);
+                self.timed(add).await.map(drop)
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = outcome {
             event!(warn, %error, "a session is missing in the list of its principal for now");
+        }
+    }
+
+    /// Takes a session out of the index, to keep the list short.
+    pub(super) async fn forget(&self, principal: &str, handle: Uuid) {
+        let mut at = Some(Cursor::START);
+        while let Some(cursor) = at {
+            let Ok(page) = self.timed(self.index.read(principal, cursor)).await else { return };
+            at = page.next();
+            let held = page.members().iter().find(|member| member.handle == handle).copied();
+            if let Some(member) = held {
+                let _ = self.timed(self.index.remove(principal, page, &[member])).await;
+                return;
+            }
+        }
+    }
+
+    /// Has the index forget the dead of a page, and know where the others were moved.
+    pub(super) async fn heal(
+        &self,
+        principal: &str,
+        page: Page,
+        dead: &[Member],
+        moved: &[Member],
+    ) {
+        for member in moved {
+            let _ = self.timed(self.index.replace(principal, *member, None)).await;
+        }
+        if !dead.is_empty() || page.is_idle() {
+            let _ = self.timed(self.index.remove(principal, page, dead)).await;
         }
     }
 }
@@ -662,9 +889,10 @@ enum Meanwhile {
 }
 
 /// A session as a list sees it.
-pub(super) enum Seen {
-    Live { session: Box<Loaded>, ttl: Duration, age: Duration },
-    Moved(TokenDigest),
+pub(super) struct Seen {
+    pub(super) session: Loaded,
+    /// For how long it was not used, at most; a use shows only after the slack.
+    pub(super) unused: Duration,
 }
 
 fn all_of(principal: &str) -> Tag {

@@ -1,0 +1,222 @@
+//! The session as a value of the application's own type.
+
+use std::{
+    fmt,
+    ops::{Deref, DerefMut},
+    thread,
+};
+
+use super::{SessionData, SessionError, SessionHandle, data::Encoded, fields::Changes};
+
+/// The session of a request, as a value of a type of your own.
+///
+/// Read it through `Deref`, change it through `DerefMut`; what has changed is saved before the head
+/// of the response leaves. Without a session the value is the type's default, and only the first
+/// change begins one. See [`SessionData`] for the types.
+///
+/// Two requests that change different fields both keep what they wrote. If both change the same one,
+/// the later wins; where that would lose something, as with counters and lists, use
+/// [`update`](Self::update).
+///
+/// # Examples
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use serde::{Deserialize, Serialize};
+/// use tower_keep::{MemoryStorage, SessionLayer, session::{Policy, Session}};
+///
+/// #[derive(Default, Serialize, Deserialize)]
+/// struct Visitor {
+///     theme: String,
+///     visits: u32,
+/// }
+///
+/// async fn index(mut session: Session<Visitor>) -> Result<String, tower_keep::session::SessionError> {
+///     session.theme = "dark".to_owned(); // Saved before the response leaves.
+///     let visits = session.update(|visitor| {
+///         visitor.visits += 1; // Exact, however many requests do it at once.
+///         visitor.visits
+///     });
+///     Ok(format!("visit {}", visits.await?))
+/// }
+///
+/// let app: Router = Router::new()
+///     .route("/", get(index))
+///     .layer(SessionLayer::new(MemoryStorage::new(), Policy::new()));
+/// # let _ = app;
+/// ```
+///
+/// # Cancel safety
+///
+/// If the handler panics, or the whole request is dropped, nothing of what was changed through
+/// `DerefMut` is saved. If an inner layer drops the handler and answers itself (a timeout: 408), what
+/// was changed so far would be half of it, so by default it is not saved either; see
+/// [`Policy::with_saves`](super::Policy::with_saves).
+///
+/// # Streams
+///
+/// A value that is moved into the body of the response outlives its head. What is changed then is not
+/// saved by itself, and a warning says so: call [`save`](Self::save).
+pub struct Session<T: SessionData, R = ()> {
+    handle: SessionHandle<R>,
+    value: T,
+    era: u64,
+    /// The fields as they were before the first change.
+    before: Option<Result<Encoded, SessionError>>,
+}
+
+impl<T: SessionData, R> Session<T, R> {
+    pub(super) fn new(handle: SessionHandle<R>, value: T, era: u64) -> Self {
+        Self { handle, value, era, before: None }
+    }
+
+    /// The session itself: to log in and out, and the like.
+    pub fn handle(&self) -> &SessionHandle<R> {
+        &self.handle
+    }
+
+    /// Changes the data as one step: by compare-and-swap on the storage, tried again with what is
+    /// there until it holds. What was changed before through `DerefMut` is saved with it.
+    ///
+    /// The closure may run several times, each time on fresh data. Within this process, updates of one
+    /// session take turns.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`](super::SessionErrorKind::Gone) if the session has ended meanwhile: nothing was written.
+    /// If the storage gives no answer, or there was no getting through in ten times the policy's
+    /// [timeout](super::Policy::with_timeout): whether it was written is then unknown.
+    ///
+    /// # Cancel safety
+    ///
+    /// The change is made in full or not at all.
+    pub async fn update<O>(&mut self, change: impl FnMut(&mut T) -> O) -> Result<O, SessionError> {
+        self.push_changes();
+        let (value, era, outcome) = self.handle.inner.update(change).await?;
+        (self.value, self.era, self.before) = (value, era, None);
+        Ok(outcome)
+    }
+
+    /// Saves now what would be saved before the response leaves.
+    ///
+    /// # Errors
+    ///
+    /// As [`SessionHandle::save`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Once begun, it is carried out to its end.
+    pub async fn save(&mut self) -> Result<(), SessionError> {
+        self.push_changes();
+        self.handle.save().await
+    }
+
+    /// Hands what has changed to the request, to be saved with all else.
+    fn push_changes(&mut self) {
+        let Some(before) = self.before.take() else { return };
+        let changes = before.and_then(|before| {
+            let after = self.value.encode()?;
+            Ok(Changes::diff(&before.0, &after.0).with_missing(&after.0, &before.0))
+        });
+        self.handle.inner.push(changes, self.era);
+    }
+}
+
+impl<T: SessionData, R> Deref for Session<T, R> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T: SessionData, R> DerefMut for Session<T, R> {
+    fn deref_mut(&mut self) -> &mut T {
+        if self.before.is_none() {
+            self.before = Some(self.value.encode().map_err(SessionError::from));
+        }
+        &mut self.value
+    }
+}
+
+impl<T: SessionData, R> Drop for Session<T, R> {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            self.push_changes();
+        }
+    }
+}
+
+impl<T: SessionData + fmt::Debug, R> fmt::Debug for Session<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Session").field(&self.value).finish()
+    }
+}
+
+/// The session of a request, to be read only.
+///
+/// Without a session it is the type's default.
+pub struct ReadSession<T, R = ()> {
+    value: T,
+    handle: SessionHandle<R>,
+}
+
+impl<T: SessionData, R> ReadSession<T, R> {
+    pub(super) fn new(handle: SessionHandle<R>, value: T) -> Self {
+        Self { value, handle }
+    }
+
+    /// The session itself.
+    pub fn handle(&self) -> &SessionHandle<R> {
+        &self.handle
+    }
+}
+
+impl<T, R> Deref for ReadSession<T, R> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T: fmt::Debug, R> fmt::Debug for ReadSession<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ReadSession").field(&self.value).finish()
+    }
+}
+
+/// A session that must be there: without one, the request is answered with 401, or sent to the
+/// [login page](super::Policy::with_login_redirect).
+pub struct RequiredSession<T: SessionData, R = ()>(Session<T, R>);
+
+impl<T: SessionData, R> RequiredSession<T, R> {
+    pub(super) fn new(session: Session<T, R>) -> Self {
+        Self(session)
+    }
+
+    /// As [`Session`].
+    pub fn into_session(self) -> Session<T, R> {
+        self.0
+    }
+}
+
+impl<T: SessionData, R> Deref for RequiredSession<T, R> {
+    type Target = Session<T, R>;
+
+    fn deref(&self) -> &Session<T, R> {
+        &self.0
+    }
+}
+
+impl<T: SessionData, R> DerefMut for RequiredSession<T, R> {
+    fn deref_mut(&mut self) -> &mut Session<T, R> {
+        &mut self.0
+    }
+}
+
+impl<T: SessionData + fmt::Debug, R> fmt::Debug for RequiredSession<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RequiredSession").field(&self.0.value).finish()
+    }
+}
