@@ -42,6 +42,8 @@ pub use lease::Lease;
 pub use quota::Quota;
 #[cfg(feature = "rate-limit")]
 pub use rate_limit::{Limiter, RateLimitLayer};
+#[cfg(feature = "session")]
+pub use session::{SessionLayer, Sessions};
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use storage::redis::{RedisStorage, RedisStorageBuilder};

@@ -142,3 +142,4 @@ pub use self::{
     settle::{Cost, ResponseHead, Settlement},
     tier::Tiers,
 };
+pub use crate::body::ResponseBody;

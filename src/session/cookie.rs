@@ -325,9 +325,9 @@ impl Cookies {
     /// cookie is not UTF-8, and `Cookie::split_parse` trims every whitespace of Unicode: a browser
     /// lets a sister host plant U+2000 before `__Host-`, for it is another name, and that parser would
     /// read ours. No quotes are understood either, so none can hide a `;`.
-    pub(crate) fn read(&self, headers: &HeaderMap) -> Presented {
+    pub(crate) fn read<'l>(&self, lines: impl Iterator<Item = &'l HeaderValue>) -> Presented {
         let mut found = None;
-        for line in headers.get_all(header::COOKIE) {
+        for line in lines {
             let mut rest = line.as_bytes();
             while !rest.is_empty() {
                 let pair;

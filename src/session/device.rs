@@ -1,9 +1,15 @@
 //! What a user recognises a session by.
 
+#[cfg(feature = "axum")]
+use std::net::SocketAddr;
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
+
+use http::header;
+
+use crate::RequestHead;
 
 const MOST_BYTES: usize = 256;
 
@@ -34,6 +40,18 @@ impl Device {
     /// One of which nothing is known.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The `User-Agent` of a request, and, with the feature `axum`, the network of the socket's peer
+    /// (`ConnectInfo<SocketAddr>`). Behind a proxy that is the proxy's.
+    pub fn of(head: RequestHead<'_>) -> Self {
+        let text = head.headers().get(header::USER_AGENT).and_then(|text| text.to_str().ok());
+        let device = text.map_or_else(Self::new, |text| Self::new().with_user_agent(text));
+        #[cfg(feature = "axum")]
+        if let Some(peer) = head.extensions().get::<axum::extract::ConnectInfo<SocketAddr>>() {
+            return device.with_address(peer.0.ip());
+        }
+        device
     }
 
     /// With this text of the `User-Agent` field: without control characters, and at most 256 bytes

@@ -10,15 +10,17 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use super::{
-    Device, Login, Notice, Outage, SessionCursor, SaveFailure, Session, SessionData, SessionError,
-    SessionErrorKind, SessionPage, SessionToken,
-    cookie::{Presented, bearer},
+    Device, Login, Notice, Outage, ReadSession, SaveFailure, Session, SessionCursor, SessionData,
+    SessionError, SessionErrorKind, SessionPage, SessionToken,
+    data::Encoded,
     fields::{Changes, Class, Fields, decode_value, encode_value},
+    presented::{Presented, bearer},
     privacy,
     record::Live,
     sessions::Shared,
@@ -215,6 +217,23 @@ impl<R> SessionHandle<R> {
         Ok(Session::new(self.clone(), value, era))
     }
 
+    /// Looks the session up, and from which moment on its end counts if there is none.
+    pub(super) async fn begin(&self) -> Result<(), SessionError> {
+        self.load().await?;
+        self.inner.take_fence().await
+    }
+
+    /// The session's data, to be read only.
+    ///
+    /// # Errors
+    ///
+    /// If the storage gives no answer and the policy is [`Outage::Closed`].
+    pub async fn read<T: SessionData>(&self) -> Result<ReadSession<T, R>, SessionError> {
+        self.load().await?;
+        let (value, _) = self.inner.read();
+        Ok(ReadSession::new(self.clone(), value))
+    }
+
     /// Begins a session of this principal, under a new id. The old id is dead.
     ///
     /// What an anonymous visitor had in the session stays, and what the same principal had; nothing
@@ -329,7 +348,9 @@ impl<R> SessionHandle<R> {
     ) -> Result<Option<V>, SessionError> {
         self.load().await?;
         let mut state = self.inner.state();
-        let Some(value) = state.fields().get(Class::Flash, name).cloned() else { return Ok(None) };
+        let Some(value) = state.fields().get(Class::Flash, name).map(Bytes::copy_from_slice) else {
+            return Ok(None);
+        };
         state.pending.unset(Class::Flash, name);
         drop(state);
         Ok(Some(decode_value(&value)?))
@@ -383,10 +404,7 @@ impl<R> SessionHandle<R> {
     }
 
     /// Does what must not stop half-way when the request is dropped.
-    async fn shielded<O, F>(
-        &self,
-        work: impl FnOnce(Arc<Inner>) -> F,
-    ) -> Result<O, SessionError>
+    async fn shielded<O, F>(&self, work: impl FnOnce(Arc<Inner>) -> F) -> Result<O, SessionError>
     where
         F: Future<Output = Result<O, SessionError>> + Send + 'static,
         O: Send + 'static,
@@ -471,9 +489,11 @@ impl Inner {
         (state.loaded, state.via) = (true, via);
         match found {
             Ok(found) => {
-                if found.session.as_ref().is_some_and(|session| {
-                    session.token.is_some() && (renew || found.moved)
-                }) {
+                if found
+                    .session
+                    .as_ref()
+                    .is_some_and(|session| session.token.is_some() && (renew || found.moved))
+                {
                     state.cookie = CookieAction::Set;
                 }
                 (state.session, state.fence) = (found.session, found.fence);
@@ -490,10 +510,30 @@ impl Inner {
         Ok(())
     }
 
+    /// Takes the fence of a login that begins now, if no lookup of this request has taken one.
+    async fn take_fence(&self) -> Result<(), SessionError> {
+        {
+            let state = self.state();
+            if state.fence.is_some() || state.cut_off {
+                return Ok(());
+            }
+        }
+        let _busy = self.busy.lock().await;
+        match self.shared.store.fence().await {
+            Ok(fence) => {
+                let mut state = self.state();
+                state.fence = state.fence.or(fence);
+                Ok(())
+            }
+            Err(_) if self.shared.store.policy.outage == Outage::Anonymous => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// The data as a handler sees it, and to which era it belongs.
     fn read<T: SessionData>(&self) -> (T, u64) {
         let mut state = self.state();
-        match T::decode(&state.fields()) {
+        match T::decode(&Encoded(state.fields())) {
             Ok(value) => (value, state.era),
             Err(error) => {
                 event!(error, %error, "a session does not fit its type, and counts as none");
@@ -608,12 +648,13 @@ impl Inner {
             (state.session.clone(), state.pending.clone())
         };
         let mut apply = |fields: &Fields| -> Result<(Fields, T, O), SessionError> {
-            let fields = pending.apply(fields);
+            let fields = Encoded(pending.apply(fields));
             let mut value = T::decode(&fields)?;
             let before = value.encode()?;
             let outcome = change(&mut value);
-            let changes = Changes::diff(&before, &value.encode()?);
-            Ok((changes.apply(&fields), value, outcome))
+            let after = value.encode()?.0;
+            let changes = Changes::diff(&before.0, &after).with_missing(&after, &fields.0);
+            Ok((changes.apply(&fields.0), value, outcome))
         };
         let written = match &session {
             Some(session) => {
@@ -875,10 +916,9 @@ impl Inner {
         let line = match (&state.cookie, &state.session) {
             _ if state.via == Via::Bearer => None,
             (CookieAction::Remove, None) => Some(cookies.removal()),
-            (CookieAction::Set, Some(session)) => session
-                .token
-                .as_ref()
-                .map(|token| cookies.write(token, session.life_left())),
+            (CookieAction::Set, Some(session)) => {
+                session.token.as_ref().map(|token| cookies.write(token, session.life_left()))
+            }
             _ => None,
         };
         privacy::vary_by(headers, true, self.shared.store.policy.bearer);

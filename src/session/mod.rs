@@ -28,7 +28,8 @@ mod value;
 #[cfg_attr(docsrs, doc(cfg(feature = "secure-cookies")))]
 pub use self::cookie::KeyRing;
 #[cfg(feature = "axum")]
-pub use self::extract::{MissingSessionLayer, Principal, RecentAuth, SessionRejection};
+pub use self::extract::{Principal, RecentAuth, SessionRejection, SessionRejectionKind};
+use self::token::TokenDigest;
 pub use self::{
     cookie::{CookieError, CookieSettings, SameSite},
     data::{SessionData, SessionMap},

@@ -5,9 +5,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::StatusCode;
 
 use super::{
-    Notice, SessionMap,
+    Device, Notice, SessionMap,
     cookie::{CookieError, CookieSettings, Cookies},
-    device::{Device, describe},
 };
 use crate::{RequestHead, storage::Name};
 
@@ -110,8 +109,7 @@ pub(super) enum Unauthorized {
     Redirect(http::HeaderValue),
 }
 
-pub(super) type Migrate =
-    dyn Fn(u32, &mut SessionMap) -> Result<(), MigrateError> + Send + Sync;
+pub(super) type Migrate = dyn Fn(u32, &mut SessionMap) -> Result<(), MigrateError> + Send + Sync;
 type Saves = dyn Fn(StatusCode) -> bool + Send + Sync;
 type DescribeDevice = dyn Fn(RequestHead<'_>) -> Device + Send + Sync;
 type Observe = dyn Fn(&Notice) + Send + Sync;
@@ -324,7 +322,10 @@ impl Policy {
     ///
     /// What a handler awaits itself (login, rotation, `save`, `update`, `destroy`) is done then.
     #[must_use]
-    pub fn with_saves(mut self, saves: impl Fn(StatusCode) -> bool + Send + Sync + 'static) -> Self {
+    pub fn with_saves(
+        mut self,
+        saves: impl Fn(StatusCode) -> bool + Send + Sync + 'static,
+    ) -> Self {
         self.saves = Some(Arc::new(saves));
         self
     }
@@ -371,7 +372,7 @@ impl Policy {
     ///
     /// let address = ClientAddress::behind_proxies(["10.0.0.0/8"]).unwrap();
     /// let policy = Policy::new().with_device(move |head| {
-    ///     let device = Device::of(head.headers());
+    ///     let device = Device::of(head);
     ///     match address.resolve(head) {
     ///         Some(address) => device.with_address(address),
     ///         None => device,
@@ -445,7 +446,7 @@ impl Policy {
     pub(super) fn device(&self, head: RequestHead<'_>) -> Device {
         match &self.device {
             Some(device) => device(head),
-            None => describe(head),
+            None => Device::of(head),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What a request brings to say which session it belongs to.
 
-use http::{HeaderMap, header};
+use http::HeaderValue;
 
 use super::SessionToken;
 
@@ -31,9 +31,9 @@ impl Presented {
 /// The token of `Authorization: Bearer` (RFC 6750, section 2.1).
 ///
 /// Credentials that are no token of ours, such as a JWT, belong to somebody else and do not count.
-pub(crate) fn bearer(headers: &HeaderMap) -> Presented {
+pub(crate) fn bearer<'l>(lines: impl Iterator<Item = &'l HeaderValue>) -> Presented {
     let mut found = None;
-    for line in headers.get_all(header::AUTHORIZATION) {
+    for line in lines {
         match (bearer_token(line.as_bytes()), &found) {
             (None, _) => {}
             (Some(token), Some(other)) if token != *other => return Presented::Ambiguous,
@@ -55,19 +55,18 @@ fn bearer_token(line: &[u8]) -> Option<SessionToken> {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
 
     fn presented(lines: &[&str]) -> Presented {
         let lines = lines.iter().map(|line| line.as_bytes().to_vec()).collect();
-        bearer(&with_lines(lines))
+        bearer(with_lines(lines).iter())
     }
 
-    fn with_lines(lines: Vec<Vec<u8>>) -> HeaderMap {
+    fn with_lines(lines: Vec<Vec<u8>>) -> Vec<HeaderValue> {
         let line = |line: Vec<u8>| HeaderValue::try_from(line).ok();
-        lines.into_iter().filter_map(line).map(|line| (header::AUTHORIZATION, line)).collect()
+        lines.into_iter().filter_map(line).collect()
     }
 
     #[test]
@@ -121,7 +120,8 @@ mod tests {
             lines in vec(("([Bb]earer ?)?", vec(any::<u8>(), 0..50)), 0..4),
         ) {
             let lines = lines.into_iter();
-            bearer(&with_lines(lines.map(|(scheme, rest)| [scheme.into_bytes(), rest].concat()).collect()));
+            let lines = lines.map(|(scheme, rest)| [scheme.into_bytes(), rest].concat());
+            bearer(with_lines(lines.collect()).iter());
         }
     }
 }

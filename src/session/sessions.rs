@@ -109,7 +109,11 @@ impl<R> Sessions<R> {
     /// # Errors
     ///
     /// If the storage gives no answer.
-    pub async fn list(&self, principal: &str, at: SessionCursor) -> Result<SessionPage, SessionError> {
+    pub async fn list(
+        &self,
+        principal: &str,
+        at: SessionCursor,
+    ) -> Result<SessionPage, SessionError> {
         self.shared.list(principal, at, None).await
     }
 
@@ -310,6 +314,8 @@ impl<R> Clone for Sessions<R> {
 
 impl<R> fmt::Debug for Sessions<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sessions").field("policy", &self.shared.store.policy).finish_non_exhaustive()
+        f.debug_struct("Sessions")
+            .field("policy", &self.shared.store.policy)
+            .finish_non_exhaustive()
     }
 }

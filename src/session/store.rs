@@ -108,7 +108,7 @@ impl Store {
             records: Name::new("record"),
             quarantine: Name::new("quarantine"),
             witnesses: Name::new("witness"),
-            queues: Queues::default(),
+            queues: Queues::new(),
             new_token: SessionToken::random,
         }
     }
@@ -241,11 +241,8 @@ impl Store {
             Err(DecodeError::Damaged) => {
                 event!(error, "a session cannot be read; it is put aside for 7 days");
                 self.policy.observe(&Notice::Corrupt);
-                let aside = Key::new(
-                    &self.namespace,
-                    &self.quarantine,
-                    Identity::new(id.as_bytes()),
-                );
+                let aside =
+                    Key::new(&self.namespace, &self.quarantine, Identity::new(id.as_bytes()));
                 let put = Put::new(entry.value.clone(), QUARANTINE);
                 if self.timed(self.storage.put(&aside, put)).await.is_ok() {
                     let when = When::Version(entry.version);
@@ -368,7 +365,8 @@ impl Store {
             let (live, outcome) = change(&current.live)?;
             let value = Record::Live(live.clone()).encode();
             let left = current.life_left();
-            let put = Put::new(value, self.ttl(left)).with_condition(When::Version(current.version));
+            let put =
+                Put::new(value, self.ttl(left)).with_condition(When::Version(current.version));
             let sent = Instant::now();
             match self.timed(self.storage.put(&self.key(current.id), put)).await? {
                 PutOutcome::Stored(version) => {
@@ -797,9 +795,8 @@ impl Store {
             _ => alive.sort_by_key(|seen| Reverse(seen.session.age())),
         }
         alive.truncate(excess);
-        leaving.extend(
-            alive.into_iter().map(|seen| (seen.session.live.handle, Some(seen.session))),
-        );
+        leaving
+            .extend(alive.into_iter().map(|seen| (seen.session.live.handle, Some(seen.session))));
         Ok(leaving)
     }
 
