@@ -267,6 +267,8 @@ mod tests {
                 first = None;
             }
             drop(gone);
+            let waiting = queues.shard(&key(1))[&key(1)].waiting.len();
+            assert_eq!(waiting, usize::from(!called), "called: {called}");
             drop(first);
             let turn = entered(next);
             assert_eq!(turn.last(), Some(&7), "called: {called}");
@@ -312,7 +314,7 @@ mod tests {
         for number in 0..10_000 {
             let at = key((number % KEYS) as u8);
             // Lined up here, so that the order is known.
-            let mut place = queues.line_up(at).err().expect("the first turn is held");
+            let mut place = queues.line_up(at).expect_err("the first turn is held");
             let inside = Arc::clone(&inside);
             tasks.push(tokio::spawn(async move {
                 let mut turn = (&mut place.call).await.unwrap();
