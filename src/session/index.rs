@@ -12,8 +12,8 @@
 //! |---|---|
 //! | read a bucket | 1 |
 //! | add or admit, with the first bucket at hand and room in it | 1, and 1 for each lost race |
-//! | the same without it | 2 |
-//! | add when the first bucket is full | 4 or 5 |
+//! | without the first bucket at hand | 1 more |
+//! | add when the first bucket, at hand, is full | 3; 4 to begin another bucket |
 //! | replace or remove, with the bucket at hand | 1 |
 //!
 //! # Buckets beyond the first
@@ -155,14 +155,15 @@ impl Index {
 
     /// One bucket, in one trip. [`Cursor::START`] is the first; [`Page::next`] leads on.
     pub(super) async fn read(&self, principal: &str, at: Cursor) -> Result<Page> {
-        let mut page = self.load(principal, at.bucket, Get::new()).await?;
+        let mut page = self.load(principal, at.bucket).await?;
         if at.bucket > 0 {
             page.buckets = at.buckets;
         }
         Ok(page)
     }
 
-    /// Adds a session, or gives it its new id if the handle is in the bucket that is looked at.
+    /// Adds a session, or gives it its new id if its handle is in the bucket that has room: an add
+    /// may be repeated. To change an id for good, [`replace`](Self::replace) it.
     ///
     /// `first` is the first page, if the caller has read it already.
     pub(super) async fn add(
@@ -203,8 +204,10 @@ impl Index {
                     return Ok(Added::Full(pages));
                 }
                 if first.buckets == MOST_BUCKETS {
-                    turn.leave(first);
-                    return self.add_in_place_of_oldest(principal, page, member).await;
+                    self.edit(principal, page, |bucket| bucket.insert_in_place_of_oldest(member))
+                        .await?;
+                    turn.leave(self.cover(principal, first, last).await?);
+                    return Ok(Added::Added);
                 }
             } else if if_full == IfFull::Ask {
                 turn.leave(first.clone());
@@ -297,36 +300,30 @@ impl Index {
         // Another process may have added it since: only a fresh page can say that it is not there.
         let first = match newest(turn.take(), first).filter(holds) {
             Some(page) => page,
-            None => self.load(principal, 0, Get::new()).await?,
+            None => self.load(principal, 0).await?,
         };
+        let give = |bucket: &mut Bucket| bucket.replace(member);
+        let (first, mut found) = self.edit(principal, first, give).await?;
         let mut next = first.next();
-        let (mut page, mut number) = (first, 0);
-        loop {
-            let (page_now, found) =
-                self.edit(principal, page, |bucket| bucket.replace(member)).await?;
-            if number == 0 {
-                next = page_now.next();
-                turn.leave(page_now);
-            }
-            if found {
-                return Ok(true);
-            }
-            let Some(cursor) = next else { return Ok(false) };
-            page = self.read(principal, cursor).await?;
-            number = cursor.bucket;
+        turn.leave(first);
+        while !found && let Some(cursor) = next {
+            let page = self.read(principal, cursor).await?;
             next = page.next();
+            (_, found) = self.edit(principal, page, give).await?;
         }
+        Ok(found)
     }
 
     /// Removes members of a page if they still have the id that the reader saw, and lets go of the
     /// last buckets if they are empty then.
+    ///
+    /// To be called by who reads, with those that he found dead, if there are any or if the page
+    /// [is idle](Page::is_idle).
     pub(super) async fn remove(&self, principal: &str, page: Page, gone: &[Member]) -> Result<()> {
         let mut turn = self.enter(principal).await;
-        let number = page.number;
-        let page = if number == 0 {
-            newest(turn.take(), Some(page.clone())).unwrap_or(page)
-        } else {
-            page
+        let page = match turn.take() {
+            Some(left) if page.number == 0 && left.is_newer_than(&page) => left,
+            _ => page,
         };
         let remove = |bucket: &mut Bucket| {
             let before = bucket.len();
@@ -355,30 +352,14 @@ impl Index {
     ) -> Result<Page> {
         match newest(turn.take(), read) {
             Some(page) => Ok(page),
-            None => self.load(principal, 0, Get::new()).await,
+            None => self.load(principal, 0).await,
         }
     }
 
     /// Adds a member to this bucket, if there is room.
     async fn add_to(&self, principal: &str, number: u32, member: Member) -> Result<(Page, bool)> {
-        let page = self.load(principal, number, Get::new()).await?;
+        let page = self.load(principal, number).await?;
         self.edit(principal, page, |bucket| bucket.insert(member)).await
-    }
-
-    async fn add_in_place_of_oldest(
-        &self,
-        principal: &str,
-        page: Page,
-        member: Member,
-    ) -> Result<Added> {
-        let add = |bucket: &mut Bucket| {
-            if bucket.is_full() {
-                bucket.remove_oldest();
-            }
-            bucket.insert(member)
-        };
-        self.edit(principal, page, add).await?;
-        Ok(Added::Added)
     }
 
     /// Writes the first bucket with a count that covers this one.
@@ -396,11 +377,11 @@ impl Index {
     /// Leaves the last buckets out of the count while they are empty.
     async fn count_down(&self, principal: &str) -> Result<Page> {
         // Before the last is found empty: see the top.
-        let mut first = self.load(principal, 0, Get::new()).await?;
+        let mut first = self.load(principal, 0).await?;
         let counted = first.buckets;
         while first.bucket.buckets > 1 {
             let last = first.bucket.buckets - 1;
-            if !self.load(principal, last, Get::new()).await?.members().is_empty() {
+            if !self.load(principal, last).await?.members().is_empty() {
                 break;
             }
             first.bucket.buckets = last;
@@ -432,8 +413,8 @@ impl Index {
         Err(contended())
     }
 
-    async fn load(&self, principal: &str, number: u32, get: Get) -> Result<Page> {
-        match self.storage.get(&self.key(principal, number), get).await {
+    async fn load(&self, principal: &str, number: u32) -> Result<Page> {
+        match self.storage.get(&self.key(principal, number), Get::new()).await {
             Ok(lookup) => Ok(Page::of(number, lookup.entry.as_ref())),
             Err(error) if error.kind() == ErrorKind::Corrupt => Ok(Page::foreign(number)),
             Err(error) => Err(error),
@@ -509,3 +490,6 @@ impl fmt::Debug for Index {
         f.debug_struct("Index").field("namespace", &self.namespace).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

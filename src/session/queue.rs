@@ -189,3 +189,184 @@ impl<V> fmt::Debug for Turn<V> {
         f.write_str("Turn(..)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::{Pin, pin},
+        sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        task::{Context, Poll, Waker},
+    };
+
+    use super::*;
+
+    fn key(number: u8) -> QueueKey {
+        [number; 32]
+    }
+
+    fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+        future.poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    fn entered<V>(future: Pin<&mut impl Future<Output = Turn<V>>>) -> Turn<V> {
+        match poll(future) {
+            Poll::Ready(turn) => turn,
+            Poll::Pending => panic!("it is another's turn"),
+        }
+    }
+
+    #[test]
+    fn who_comes_first_is_first_and_other_keys_do_not_wait() {
+        let queues = Queues::<()>::new();
+        let first = entered(pin!(queues.enter(key(1))));
+        let (mut second, mut third) = (pin!(queues.enter(key(1))), pin!(queues.enter(key(1))));
+        assert!(poll(second.as_mut()).is_pending());
+        assert!(poll(third.as_mut()).is_pending());
+        drop(entered(pin!(queues.enter(key(2)))));
+        assert!(queues.try_enter(key(1)).is_none());
+        drop(first);
+        assert!(queues.try_enter(key(1)).is_none(), "it is the second's");
+        assert!(poll(third.as_mut()).is_pending());
+        drop(entered(second));
+        drop(entered(third));
+        assert_eq!(queues.len(), 0);
+        assert!(queues.try_enter(key(1)).is_some());
+    }
+
+    #[test]
+    fn what_a_turn_leaves_goes_to_the_next_and_ends_with_the_line() {
+        let queues = Queues::new();
+        let mut first = entered(pin!(queues.enter(key(1))));
+        assert_eq!(first.last(), None);
+        let (mut second, mut third) = (pin!(queues.enter(key(1))), pin!(queues.enter(key(1))));
+        assert!(poll(second.as_mut()).is_pending() && poll(third.as_mut()).is_pending());
+        first.leave("one");
+        drop(first);
+        let second = entered(second);
+        assert_eq!(second.last(), Some(&"one"));
+        drop(second);
+        let mut third = entered(third);
+        assert_eq!((third.take(), third.last()), (Some("one"), None));
+        third.leave("three");
+        drop(third);
+        assert_eq!(entered(pin!(queues.enter(key(1)))).last(), None);
+    }
+
+    #[test]
+    fn who_leaves_the_line_at_any_point_leaves_nothing_behind() {
+        for called in [false, true] {
+            let queues = Queues::new();
+            let mut first = queues.try_enter(key(1)).unwrap();
+            let mut gone = Box::pin(queues.enter(key(1)));
+            drop(Box::pin(queues.enter(key(1))));
+            let mut next = pin!(queues.enter(key(1)));
+            assert!(poll(gone.as_mut()).is_pending() && poll(next.as_mut()).is_pending());
+            first.leave(7);
+            let mut first = Some(first);
+            if called {
+                first = None;
+            }
+            drop(gone);
+            let waiting = queues.shard(&key(1))[&key(1)].waiting.len();
+            assert_eq!(waiting, usize::from(!called), "called: {called}");
+            drop(first);
+            let turn = entered(next);
+            assert_eq!(turn.last(), Some(&7), "called: {called}");
+            drop(turn);
+            assert_eq!(queues.len(), 0);
+        }
+    }
+
+    #[test]
+    fn the_last_to_leave_ends_the_line() {
+        let queues = Queues::<()>::new();
+        let first = queues.try_enter(key(1)).unwrap();
+        let mut gone = Box::pin(queues.enter(key(1)));
+        assert!(poll(gone.as_mut()).is_pending());
+        drop(first);
+        assert_eq!(queues.len(), 1, "the turn is on its way");
+        drop(gone);
+        assert_eq!(queues.len(), 0);
+    }
+
+    #[test]
+    fn a_flood_of_keys_gives_its_memory_back() {
+        let queues = Queues::<()>::new();
+        let numbered = |number: u16| {
+            let mut key = key(0);
+            key[1..3].copy_from_slice(&number.to_be_bytes());
+            key
+        };
+        let turns: Vec<_> = (0..10_000).map(|n| queues.try_enter(numbered(n)).unwrap()).collect();
+        assert_eq!(queues.len(), 10_000);
+        drop(turns);
+        assert_eq!(queues.len(), 0);
+        assert!(queues.shard(&key(0)).capacity() <= 2 * SPARE);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn ten_thousand_tasks_are_one_at_a_time_and_in_order() {
+        const KEYS: usize = 4;
+        let queues = Queues::<usize>::new();
+        let inside: Arc<[AtomicBool; KEYS]> = Arc::default();
+        let firsts: Vec<_> = (0..KEYS).map(|k| queues.try_enter(key(k as u8)).unwrap()).collect();
+        let mut tasks = Vec::new();
+        for number in 0..10_000 {
+            let at = key((number % KEYS) as u8);
+            // Lined up here, so that the order is known.
+            let mut place = queues.line_up(at).expect_err("the first turn is held");
+            let inside = Arc::clone(&inside);
+            tasks.push(tokio::spawn(async move {
+                let mut turn = (&mut place.call).await.unwrap();
+                let flag = &inside[number % KEYS];
+                assert!(!flag.swap(true, SeqCst), "two at a time");
+                tokio::task::yield_now().await;
+                assert_eq!(turn.last().copied(), number.checked_sub(KEYS), "out of order");
+                turn.leave(number);
+                assert!(flag.swap(false, SeqCst));
+            }));
+        }
+        drop(firsts);
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(queues.len(), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_storm_of_cancellations_neither_blocks_nor_leaks() {
+        let queues = Queues::<usize>::new();
+        let inside: Arc<[AtomicBool; 3]> = Arc::default();
+        let entered = Arc::new(AtomicUsize::new(0));
+        let tasks: Vec<_> = (0..10_000_usize)
+            .map(|number| {
+                let (queues, inside, entered) =
+                    (queues.clone(), Arc::clone(&inside), Arc::clone(&entered));
+                tokio::spawn(async move {
+                    let mut turn = queues.enter(key((number % 3) as u8)).await;
+                    let flag = &inside[number % 3];
+                    assert!(!flag.swap(true, SeqCst), "two at a time");
+                    turn.leave(number);
+                    entered.fetch_add(1, SeqCst);
+                    if number % 7 == 0 {
+                        std::thread::yield_now();
+                    }
+                    assert!(flag.swap(false, SeqCst));
+                    drop(turn);
+                })
+            })
+            .collect();
+        for (number, task) in tasks.iter().enumerate() {
+            if number % 3 != 1 || number % 2 == 0 {
+                task.abort();
+            }
+        }
+        for task in tasks {
+            if let Err(error) = task.await {
+                assert!(error.is_cancelled(), "{error}");
+            }
+        }
+        assert!(entered.load(SeqCst) >= 1_666);
+        assert_eq!(queues.len(), 0);
+    }
+}

@@ -77,10 +77,11 @@ impl Bucket {
         self.members.retain(keep);
     }
 
-    pub(super) fn remove_oldest(&mut self) {
-        if !self.members.is_empty() {
+    pub(super) fn insert_in_place_of_oldest(&mut self, member: Member) -> bool {
+        if self.is_full() && !self.holds(member.handle) {
             self.members.remove(0);
         }
+        self.insert(member)
     }
 
     pub(super) fn encode(&self) -> Bytes {
@@ -112,4 +113,66 @@ fn member(bytes: &[u8; MEMBER]) -> Member {
     handle.copy_from_slice(&bytes[..16]);
     id.copy_from_slice(&bytes[16..]);
     Member { handle: Uuid::from_bytes(handle), id: TokenDigest::from_bytes(id) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn a_member(handle: u128) -> Member {
+        Member { handle: Uuid::from_u128(handle), id: TokenDigest::from_bytes([handle as u8; 32]) }
+    }
+
+    proptest! {
+        #[test]
+        fn a_bucket_is_read_as_it_was_written(
+            handles in proptest::collection::btree_set(any::<u128>(), 0..=CAPACITY),
+            buckets in 1..=MOST_BUCKETS,
+        ) {
+            let members: Vec<_> = handles.into_iter().map(a_member).collect();
+            let bucket = Bucket { buckets, members };
+            prop_assert_eq!(Bucket::decode(&bucket.encode()), Some(bucket));
+        }
+
+        #[test]
+        fn other_bytes_are_no_bucket_and_no_panic(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..400),
+            headed in any::<bool>(),
+        ) {
+            if headed {
+                bytes.splice(..bytes.len().min(5), [b'k', b'I', 1, 0, 0]);
+            }
+            if let Some(bucket) = Bucket::decode(&bytes) {
+                prop_assert_eq!(&bucket.encode()[..], &bytes[..]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_bucket_that_is_too_long_or_counts_too_much_is_damaged() {
+        let damaged = |buckets, members| {
+            let members = (0..members).map(a_member).collect();
+            Bucket::decode(&Bucket { buckets, members }.encode()).is_none()
+        };
+        assert!(!damaged(1, 64) && !damaged(MOST_BUCKETS, 0));
+        assert!(damaged(1, 65));
+        assert!(damaged(0, 1) && damaged(MOST_BUCKETS + 1, 1) && damaged(u32::MAX, 1));
+    }
+
+    #[test]
+    fn a_handle_is_there_once_with_its_last_id() {
+        let mut bucket = Bucket::EMPTY;
+        assert!((0..64).all(|n| bucket.insert(a_member(n))));
+        assert!(!bucket.insert(a_member(64)));
+        let renewed = Member { id: TokenDigest::from_bytes([9; 32]), ..a_member(3) };
+        assert!(bucket.insert(renewed), "also when it is full");
+        assert!(bucket.insert_in_place_of_oldest(renewed) && bucket.holds(a_member(0).handle));
+        assert!(bucket.insert_in_place_of_oldest(a_member(64)) && bucket.len() == 64);
+        assert!(!bucket.holds(a_member(0).handle) && bucket.members().contains(&renewed));
+        assert!(!bucket.replace(a_member(99)));
+        bucket.retain(|member| *member == renewed);
+        assert_eq!(bucket.members(), [renewed]);
+    }
 }

@@ -22,7 +22,7 @@ mod read;
 mod script;
 mod secret;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use self::builder::RedisStorageBuilder;
 

@@ -17,7 +17,7 @@ use crate::storage::{
 };
 
 #[path = "../../../tests/support/mod.rs"]
-pub(super) mod support;
+pub(crate) mod support;
 
 use support::{Proxy, RedisServer, answer_with, until};
 
