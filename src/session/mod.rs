@@ -1,5 +1,5 @@
 //! Sessions.
-#![allow(dead_code, unused_imports)] // while it is being built
+
 
 mod cookie;
 mod data;

@@ -129,7 +129,11 @@ mod tests {
         for last in ["B", "C", "D"] {
             assert_eq!(SessionToken::parse(format!("{}{last}", &zeros[1..]).as_bytes()), None);
         }
-        assert_eq!(SessionToken::parse("+/".repeat(22)[..43].as_bytes()), None, "another alphabet");
+        assert_eq!(
+            SessionToken::parse(&"+/".repeat(22).as_bytes()[..43]),
+            None,
+            "another alphabet"
+        );
     }
 
     #[test]

@@ -32,7 +32,10 @@ pub(crate) struct Visitor {
 pub(crate) fn routes() -> Router {
     Router::new()
         .route("/untouched", get(|| async { "hello" }))
-        .route("/read", get(|session: ReadSession<Visitor>| async move { Json((*session).clone()) }))
+        .route(
+            "/read",
+            get(|session: ReadSession<Visitor>| async move { Json((*session).clone()) }),
+        )
         .route(
             "/maybe",
             get(|session: Option<Session<Visitor>>| async move {
@@ -57,16 +60,16 @@ pub(crate) fn routes() -> Router {
         .route("/recent", get(|_: RecentAuth<60>| async { "recent" }))
         .route("/logout", post(|handle: SessionHandle| async move { handle.destroy().await }))
         .route("/rotate", post(|handle: SessionHandle| async move { handle.rotate().await }))
-        .route(
-            "/prove",
-            post(|handle: SessionHandle| async move { handle.reauthenticate().await }),
-        )
+        .route("/prove", post(|handle: SessionHandle| async move { handle.reauthenticate().await }))
         .route("/token", get(token))
         .route("/flash/{text}", post(flash))
         .route("/flash", get(take_flash))
         .route("/sessions", get(sessions))
         .route("/sessions/{id}", delete(end))
-        .route("/sessions/others", post(|handle: SessionHandle| async move { handle.end_others().await }))
+        .route(
+            "/sessions/others",
+            post(|handle: SessionHandle| async move { handle.end_others().await }),
+        )
         .route("/status/{status}", post(answer))
 }
 
