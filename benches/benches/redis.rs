@@ -25,7 +25,7 @@ use tower::ServiceExt;
 use tower_keep::{
     Limiter, Quota, RateLimitLayer, RedisStorage, Storage,
     rate_limit::Policy,
-    storage::{Fence, Get, Identity, Key, Name, Put, PutOutcome, Tag, Version},
+    storage::{Fence, Get, Identity, Key, Name, Put, PutOutcome, Tag, Touch, Version},
 };
 use tower_keep_benches::{measure::median, request, server::Server};
 
@@ -99,8 +99,12 @@ enum Contestant {
     Get(MultiplexedConnection),
     /// `GET` and what is needed to judge the entry, in one pipeline, and none of it judged.
     Pipeline(MultiplexedConnection),
+    /// One plain command that prolongs each time.
+    GetEx(MultiplexedConnection),
     /// With a fence, and a version that is known or not.
     Lookup(RedisStorage, bool, Option<Arc<[Version]>>),
+    /// With a fence and a touch that is not due. Without slack it is asked by script.
+    Touch(RedisStorage, Duration),
 }
 
 /// An entry with three tags and a fence.
@@ -140,6 +144,18 @@ impl Contestant {
                 let value: Vec<u8> =
                     redis::cmd("GET").arg(name).query_async(connection).await.expect("an answer");
                 assert_eq!(value.len(), BODY.len());
+            }
+            Self::GetEx(connection) => {
+                let mut command = redis::cmd("GETEX");
+                command.arg(format!("get:{client:032}")).arg("EX").arg(3_600);
+                let value: Vec<u8> = command.query_async(connection).await.expect("an answer");
+                assert_eq!(value.len(), BODY.len());
+            }
+            Self::Touch(storage, slack) => {
+                let touch = Touch { ttl: 60 * MINUTE, slack: *slack };
+                let get = Get::new().with_fence().with_touch(touch);
+                let lookup = storage.get(&key(client), get).await.expect("an answer");
+                assert!(lookup.entry.is_some_and(|entry| entry.value.len() == BODY.len()));
             }
             Self::Pipeline(connection) => {
                 let mut commands = redis::Pipeline::with_capacity(3);
@@ -251,14 +267,18 @@ async fn main() {
     let () =
         redis::cmd("HSET").arg("get:tags").arg(&fields).query_async(&mut plain).await.expect("ok");
     let lookup = |fence, known| Contestant::Lookup(storage.clone(), fence, known);
+    let touch = |slack| Contestant::Touch(storage.clone(), slack);
     let lookups = [
         ("GET by hand, 1 KiB", 0, Contestant::Get(plain.clone())),
-        ("TIME, GET, HMGET by hand", 0, Contestant::Pipeline(plain)),
+        ("TIME, GET, HMGET by hand", 0, Contestant::Pipeline(plain.clone())),
         ("Storage::get, 3 tags", 1, lookup(false, None)),
         ("Storage::get, 3 tags and a fence", 1, lookup(true, None)),
         ("the same of a known version", 1, lookup(true, Some(versions.into()))),
+        ("GETEX by hand, 1 KiB", 0, Contestant::GetEx(plain)),
+        ("Storage::get, a fence and a touch", 5, touch(MINUTE)),
+        ("the same by script", 5, touch(Duration::ZERO)),
     ];
-    println!("\n| | tasks | lookups/s | to the pipeline by hand | to GET by hand | |");
+    println!("\n| | tasks | lookups/s | to the same by hand | to GET by hand | |");
     println!("|---|---|---|---|---|---|");
     compare(&lookups, rounds, &mut statistics).await;
 }

@@ -37,6 +37,13 @@ impl Passage {
     pub(super) fn pending(future: impl Future<Output = Verdict> + Send + 'static) -> Self {
         Self::Pending(Box::pin(future))
     }
+
+    pub(super) async fn verdict(self) -> Verdict {
+        match self {
+            Self::Decided(verdict) => verdict,
+            Self::Pending(verdict) => verdict.await,
+        }
+    }
 }
 
 pin_project! {

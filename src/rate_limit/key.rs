@@ -1,6 +1,6 @@
 //! Whose quota a request counts against.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use http::HeaderName;
 
@@ -142,6 +142,30 @@ impl fmt::Debug for KeyExtractor {
             Kind::Or(either) => write!(f, "{:?} or {:?}", either[0], either[1]),
             Kind::And(both) => write!(f, "{:?} and {:?}", both[0], both[1]),
         }
+    }
+}
+
+pub(super) type IdentityFuture = Pin<Box<dyn Future<Output = Option<Identity>> + Send>>;
+
+/// Finds an identity that has to be waited for.
+#[derive(Clone)]
+pub(super) struct AsyncKey(Arc<dyn Fn(RequestHead<'_>) -> IdentityFuture + Send + Sync>);
+
+impl AsyncKey {
+    pub(super) fn from_fn<F, R, I>(extract: F) -> Self
+    where
+        F: Fn(RequestHead<'_>) -> R + Send + Sync + 'static,
+        R: Future<Output = Option<I>> + Send + 'static,
+        I: Into<Identity>,
+    {
+        Self(Arc::new(move |head| {
+            let identity = extract(head);
+            Box::pin(async move { identity.await.map(Into::into) })
+        }))
+    }
+
+    pub(super) fn extract(&self, head: RequestHead<'_>) -> IdentityFuture {
+        (self.0)(head)
     }
 }
 

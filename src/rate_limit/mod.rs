@@ -52,7 +52,9 @@
 //! # What a request goes through
 //!
 //! 1. The lists and the exemption: refused with 403, or passed without a limit.
-//! 2. The [`KeyExtractor`] finds the identity; the tier resolver, if there is one, the quotas.
+//! 2. The [`KeyExtractor`] finds the identity, or before it what
+//!    [`with_async_key`](Policy::with_async_key) waits for; the tier resolver, if there is one, the
+//!    quotas.
 //! 3. All quotas are charged in one round trip, all or nothing. A refusal by one leaves the others
 //!    as they were.
 //! 4. A refusal is a response, 429 with `application/problem+json`, never an error of the service.

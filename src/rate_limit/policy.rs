@@ -8,6 +8,7 @@ use http::{HeaderValue, Response};
 use super::{
     ClientAddress, Headers, KeyExtractor, Networks, Rejection, Settlement, Tiers,
     headers::Shown,
+    key::AsyncKey,
     rejection::used_up,
     tier::{Choice, CompiledTiers, Resolver},
 };
@@ -161,6 +162,7 @@ pub struct Policy {
     pub(super) tiers: CompiledTiers,
     pub(super) resolver: Option<Resolver>,
     pub(super) key: KeyExtractor,
+    pub(super) async_key: Option<AsyncKey>,
     pub(super) address: ClientAddress,
     cost: Option<Arc<CostFn>>,
     pub(super) settlement: Option<Settlement>,
@@ -211,6 +213,7 @@ impl Policy {
             tiers: Vec::new(),
             resolver: None,
             key: KeyExtractor::default(),
+            async_key: None,
             address: ClientAddress::peer(),
             cost: None,
             settlement: None,
@@ -285,6 +288,63 @@ impl Policy {
     #[must_use]
     pub fn with_key(mut self, key: KeyExtractor) -> Self {
         self.key = key;
+        self
+    }
+
+    /// Whose quota a request counts against, where that has to be waited for, as for a session. The
+    /// function takes from the request what it needs and returns a future that borrows nothing (a
+    /// named one says `-> impl Future<..> + use<>`). Where it finds nobody, [`with_key`](Self::with_key) decides: visitors without a session
+    /// count by address unless told otherwise.
+    ///
+    /// The lists and the exemption are asked before, asynchronous tiers after.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::{collections::HashMap, convert::Infallible, sync::Arc};
+    /// use bytes::Bytes;
+    /// use http::{Request, Response, header::AUTHORIZATION};
+    /// use http_body_util::Full;
+    /// use tokio::sync::RwLock;
+    /// use tower::{Service, ServiceBuilder, ServiceExt};
+    /// use tower_keep::{MemoryStorage, RateLimitLayer, rate_limit::{PeerAddr, Policy}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let tokens = HashMap::from([("t-1", "alice"), ("t-2", "alice"), ("t-3", "bob")]);
+    /// let users = Arc::new(RwLock::new(tokens));
+    /// let policy = Policy::new("api", "10/min".parse()?).with_async_key(move |head| {
+    ///     let (users, token) = (Arc::clone(&users), head.headers().get(AUTHORIZATION).cloned());
+    ///     async move { users.read().await.get(token?.to_str().ok()?).copied() }
+    /// });
+    ///
+    /// let layer = RateLimitLayer::new(MemoryStorage::new(), policy);
+    /// let mut service = ServiceBuilder::new().layer(layer).service_fn(|_: Request<()>| async {
+    ///     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("hello"))))
+    /// });
+    /// let peer = PeerAddr("192.0.2.1:4711".parse()?);
+    /// // All from one address; the token t-9 is nobody's.
+    /// for (token, left) in [("t-1", "9"), ("t-2", "8"), ("t-3", "9"), ("t-9", "9"), ("", "8")] {
+    ///     let request = Request::builder().header(AUTHORIZATION, token).extension(peer).body(())?;
+    ///     let response = service.ready().await?.call(request).await?;
+    ///     assert_eq!(response.headers()["x-ratelimit-remaining"], left);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Security
+    ///
+    /// What is looked up is not limited by this policy: whoever makes up tokens causes as many
+    /// lookups. Put a limit by address outside of it.
+    #[must_use]
+    pub fn with_async_key<F, R, I>(mut self, extract: F) -> Self
+    where
+        F: Fn(RequestHead<'_>) -> R + Send + Sync + 'static,
+        R: Future<Output = Option<I>> + Send + 'static,
+        I: Into<Identity>,
+    {
+        self.async_key = Some(AsyncKey::from_fn(extract));
         self
     }
 
@@ -492,6 +552,7 @@ impl fmt::Debug for Policy {
             .field("quotas", &self.quotas.quotas().collect::<Vec<_>>())
             .field("tiers", &self.tiers.iter().map(|(name, _)| name).collect::<Vec<_>>())
             .field("key", &self.key)
+            .field("async_key", &self.async_key.is_some())
             .field("outage", &self.outage)
             .finish_non_exhaustive()
     }

@@ -14,7 +14,8 @@ use super::{
     Decision, Limiter, MissingIdentity, Policy, Rejection, RejectionKind, ResponseBody,
     ResponseFuture,
     future::{Passage, Verdict},
-    limiter::{Question, Shared},
+    key::IdentityFuture,
+    limiter::{InForce, Question, Shared},
     policy,
     reservation::Reservation,
     tier::{Choice, Resolver},
@@ -112,15 +113,14 @@ fn begin(shared: &Arc<Shared>, head: RequestHead<'_>) -> Passage {
             return refuse(rejection);
         }
     }
-    let identity = match policy.key.extract_with(head, &policy.address) {
-        Some(identity) => identity,
-        None => match policy.missing_identity {
-            MissingIdentity::Exempt => return Passage::Decided(Verdict::Exempt),
-            MissingIdentity::Share => Identity::global().and("no identity"),
-            MissingIdentity::Refuse => {
-                return refuse(nobody(policy, policy.key.needs_address()));
-            }
-        },
+    let identity = policy.key.extract_with(head, &policy.address);
+    if let Some(key) = &policy.async_key {
+        let wanted = key.extract(head);
+        return begin_later(shared, head, Arc::clone(&rules), (wanted, identity), outer);
+    }
+    let identity = match identified(policy, identity) {
+        Ok(identity) => identity,
+        Err(verdict) => return Passage::Decided(verdict),
     };
     let spend = Spend::Take(policy.cost(head));
     let question = move |rules, choice| Question { rules, choice, identity, spend, outer };
@@ -134,11 +134,56 @@ fn begin(shared: &Arc<Shared>, head: RequestHead<'_>) -> Passage {
             let (tier, shared) = (resolve(head), Arc::clone(shared));
             Passage::pending(async move {
                 let choice = Choice::of(tier.await.as_deref(), &rules.policy.tiers);
-                match ask(&shared, question(rules, choice)) {
-                    Passage::Decided(verdict) => verdict,
-                    Passage::Pending(pending) => pending.await,
-                }
+                ask(&shared, question(rules, choice)).verdict().await
             })
+        }
+    }
+}
+
+/// As [`begin`], for a policy whose identity has to be waited for. All that the request itself can
+/// tell is found out at once: its head cannot be borrowed for as long.
+fn begin_later(
+    shared: &Arc<Shared>,
+    head: RequestHead<'_>,
+    rules: Arc<InForce>,
+    (wanted, otherwise): (IdentityFuture, Option<Identity>),
+    outer: Option<Decision>,
+) -> Passage {
+    let policy = &rules.policy;
+    let spend = Spend::Take(policy.cost(head));
+    let (choice, tier) = match &policy.resolver {
+        None => (Choice::Base, None),
+        Some(Resolver::Sync(resolve)) => (resolve(head, &policy.tiers), None),
+        Some(Resolver::Async(resolve)) => (Choice::Base, Some(resolve(head))),
+    };
+    let shared = Arc::clone(shared);
+    Passage::pending(async move {
+        let identity = match identified(&rules.policy, wanted.await.or(otherwise)) {
+            Ok(identity) => identity,
+            Err(verdict) => return verdict,
+        };
+        let choice = match tier {
+            None => choice,
+            Some(tier) => Choice::of(tier.await.as_deref(), &rules.policy.tiers),
+        };
+        ask(&shared, Question { rules, choice, identity, spend, outer }).verdict().await
+    })
+}
+
+/// The identity to count against, or what becomes of a request that has none.
+fn identified(
+    policy: &Arc<Policy>,
+    found: Option<Identity>,
+) -> std::result::Result<Identity, Verdict> {
+    if let Some(identity) = found {
+        return Ok(identity);
+    }
+    match policy.missing_identity {
+        MissingIdentity::Exempt => Err(Verdict::Exempt),
+        MissingIdentity::Share => Ok(Identity::global().and("no identity")),
+        MissingIdentity::Refuse => {
+            let rejection = nobody(policy, policy.key.needs_address());
+            Err(Verdict::Refuse(Arc::clone(policy), rejection))
         }
     }
 }

@@ -1,6 +1,10 @@
 //! Lookups on Redis are several commands; here others run between any two of them.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, BufReader, copy},
@@ -12,9 +16,9 @@ use tokio::{
     time::sleep,
 };
 use tower_keep::{
-    RedisStorage,
+    RedisStorage, Storage,
     cache::{CacheHandle, NearCache},
-    storage::Name,
+    storage::{Get, Identity, Key, Name, Put, Tag, Touch, When},
 };
 
 use crate::{
@@ -168,4 +172,72 @@ async fn whatever_runs_between_the_commands_of_a_lookup_nothing_old_is_served_af
 async fn nor_when_records_and_scripts_are_lost_between_them() {
     let server = Arc::new(RedisServer::start());
     worlds("torn lookups, losses", count(100, 2_000), &server, true).await;
+}
+
+const TOUCH: Touch = Touch { ttl: Duration::from_millis(100), slack: Duration::from_millis(60) };
+
+/// Reads a session now and then, as others do, and begins it anew when it has ended. What has been
+/// seen lives for as long as a touch lets it, less the slack; until when, they tell each other.
+async fn visit(
+    storage: RedisStorage,
+    session: u64,
+    dice: Dice,
+    ends: Arc<Mutex<Instant>>,
+    visits: u64,
+) {
+    let namespace = Name::new("sessions");
+    let key = Key::new(&namespace, &Name::new("session"), Identity::new(session.to_be_bytes()));
+    let tags = [Tag::new(session.to_be_bytes())];
+    for _ in 0..visits {
+        dice.pause().await;
+        if dice.one_in(20) {
+            sleep(TOUCH.ttl).await;
+        }
+        let (promised, asked) = (*ends.lock().unwrap(), Instant::now());
+        let get = Get::new().with_fence().with_touch(TOUCH);
+        let lookup = storage.get(&key, get).await.unwrap();
+        if let Some(entry) = lookup.entry {
+            let left = entry.life_left.unwrap().min(TOUCH.ttl).saturating_sub(TOUCH.slack);
+            assert!(entry.ttl >= left, "{:?} and {left:?}", entry.ttl);
+            let mut ends = ends.lock().unwrap();
+            *ends = (*ends).max(asked + left);
+            continue;
+        }
+        // The server ends keys by whole milliseconds.
+        let now = Instant::now() + Duration::from_millis(2);
+        assert!(now >= promised, "it died {:?} too early", promised - now);
+        let put = Put::new("session".into(), TOUCH.ttl)
+            .with_condition(When::Absent)
+            .with_max_lifetime(TOUCH.ttl * 5)
+            .with_fence(lookup.fence.unwrap())
+            .with_tags(&tags);
+        storage.put(&key, put).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_touched_in_time_lives_on_whatever_runs_between_the_commands() {
+    let server = Arc::new(RedisServer::start());
+    let (one, other) = (
+        Tearing::start(server.port(), Dice::new(1)).await,
+        Tearing::start(server.port(), Dice::new(2)).await,
+    );
+    let storages = [one.storage().await, other.storage().await];
+    let mut tasks = JoinSet::new();
+    for session in 0..10 {
+        let ends = Arc::new(Mutex::new(Instant::now()));
+        for n in 0..4 {
+            let storage = storages[n % 2].clone();
+            let dice = Dice::new(session * 4 + n as u64);
+            let visits = count(100, 5_000) as u64;
+            tasks.spawn(visit(storage, session, dice, Arc::clone(&ends), visits));
+        }
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    let [plain, scripts, touches] = ["ping", "evalsha", "setrange"].map(|name| server.calls(name));
+    println!("{plain} lookups of plain commands, {scripts} scripts, {touches} touches");
+    assert!(plain > 2_000 && touches > 20 && scripts < plain);
+    server.check_keys("torn");
 }

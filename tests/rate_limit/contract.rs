@@ -80,18 +80,27 @@ impl Service<Request<()>> for Permits {
     }
 }
 
-/// A layer that decides at once, one that asks across a network, and one that looks up a tier first.
-fn layers() -> [RateLimitLayer; 4] {
+/// A layer that decides at once, one that asks across a network, and ones that look up a tier or an
+/// identity first.
+fn layers() -> [RateLimitLayer; 6] {
     let tiers = Tiers::new().tier("pro", [Quota::fixed_window(2, HOUR)]);
     let looked_up = policy().with_async_tiers(tiers, |_| async {
         tokio::task::yield_now().await;
         Some("pro")
     });
+    let identified = || {
+        policy().with_async_key(|_| async {
+            tokio::task::yield_now().await;
+            Some("alice")
+        })
+    };
     [
         RateLimitLayer::new(MemoryStorage::new(), policy()),
         RateLimitLayer::new(Remote::slow(2), policy()),
         RateLimitLayer::new(Remote::slow(2), policy().with_settlement(Settlement::declared(1))),
         RateLimitLayer::new(MemoryStorage::new(), looked_up),
+        RateLimitLayer::new(MemoryStorage::new(), identified()),
+        RateLimitLayer::new(Remote::slow(2), identified()),
     ]
 }
 

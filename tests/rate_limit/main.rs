@@ -3,6 +3,7 @@
 mod concurrency;
 mod contract;
 mod floods;
+mod keys;
 mod layer;
 mod limiter;
 mod outage;

@@ -119,10 +119,10 @@ async fn give_up_after(polls: usize, request: impl Future) -> bool {
     false
 }
 
-async fn drop_at_every_await_point(storage: AnyStorage, keep: bool) -> Vec<u32> {
+async fn drop_at_every_await_point(storage: AnyStorage, policy: Policy, keep: bool) -> Vec<u32> {
     let settlement = Settlement::declared(0);
     let settlement = if keep { settlement.keep_when_dropped() } else { settlement };
-    let layer = RateLimitLayer::new(storage, policy().with_settlement(settlement));
+    let layer = RateLimitLayer::new(storage, policy.with_settlement(settlement));
     let mut left = Vec::new();
     for polls in 0.. {
         let finished = give_up_after(polls, slow(&layer, 3).call(request_from("192.0.2.1"))).await;
@@ -143,8 +143,15 @@ async fn drop_at_every_await_point(storage: AnyStorage, keep: bool) -> Vec<u32> 
 async fn a_request_dropped_at_any_await_point_leaks_no_reservation() {
     let storages =
         [MemoryStorage::new().erase(), Remote::slow(3).erase(), Remote::slow_and_local(3).erase()];
-    for storage in storages {
-        let left = drop_at_every_await_point(storage, false).await;
+    let identified = policy().with_async_key(|_| async {
+        tokio::task::yield_now().await;
+        Some(Identity::global())
+    });
+    let both = storages
+        .into_iter()
+        .flat_map(|storage| [(storage.clone(), policy()), (storage, identified.clone())]);
+    for (storage, policy) in both {
+        let left = drop_at_every_await_point(storage, policy, false).await;
         assert!(left.len() > 4, "there were several await points");
         assert!(left.iter().all(|left| *left == 10), "{left:?}");
     }
@@ -238,7 +245,7 @@ async fn on_redis_a_request_dropped_at_any_time_leaks_no_reservation() {
 
 #[tokio::test]
 async fn a_policy_that_guards_a_secret_keeps_what_was_reserved() {
-    let left = drop_at_every_await_point(MemoryStorage::new().erase(), true).await;
+    let left = drop_at_every_await_point(MemoryStorage::new().erase(), policy(), true).await;
     assert!(left[..left.len() - 1].iter().all(|left| *left == 9), "{left:?}");
     assert_eq!(left.last(), Some(&10), "finished, and settled for nothing");
 }

@@ -16,8 +16,8 @@ use redis::Value;
 use crate::{
     quota::Algorithm,
     storage::{
-        Charge, Entry, Error, ErrorKind, HashKey, Receipt, Result, Spend, TagDigest, Verdict,
-        Version, When,
+        Charge, Entry, Error, ErrorKind, HashKey, Receipt, Result, Spend, TagDigest, Touch,
+        Verdict, Version, When, micros,
     },
 };
 
@@ -285,6 +285,15 @@ impl Header {
     /// How many bytes there are before the value.
     pub(super) fn size(&self) -> usize {
         ENTRY_HEADER + 16 * self.tags
+    }
+
+    /// Whether a touch at this time prolongs the life of the entry, as get.lua works it out.
+    pub(super) fn is_due(&self, touch: Touch, now: u64) -> bool {
+        let mut wanted = now.saturating_add(micros(touch.ttl));
+        if self.deadline > 0 {
+            wanted = wanted.min(self.deadline);
+        }
+        wanted > self.expires + micros(touch.slack)
     }
 
     pub(super) fn entry(&self, value: Bytes, now: u64) -> Entry {

@@ -11,6 +11,13 @@
 //!   between, is alive.
 //! - *The record comes last*, so that it is never older than the entry that it judges: one that was
 //!   read before could not know of a purge that was acknowledged before the entry was read.
+//! - *A touch is judged by that time too*, by the arithmetic of get.lua. One that is not due does
+//!   nothing, nor does one of an entry that is dead, so an answer without it is that of the script
+//!   at the same instant; the life in the header and that of the key stay as they were last set,
+//!   together. An entry that another put or touched after the time was read has its age, its life
+//!   and its touch told as by a clock that is behind by less than the trip: it may fall short of the
+//!   slack by as much before it is prolonged, and lives for as long as the answer says. A touch that
+//!   is due writes, which only the script does in the instant in which it judges.
 //! - *Nothing was invalidated in between*: stamps are never behind the clock, so a last stamp before
 //!   the time that was read means that the record is the one of then. Otherwise a fence might be
 //!   newer than the value that was read beside it. A new generation has no stamp; it leaves nothing
@@ -76,8 +83,8 @@ impl SeenTags {
 
     /// The lookup of this key without the script, if it has a chance.
     pub(super) fn reading(&self, digest: [u8; 16], get: Get, mark: [u8; 8]) -> Option<Reading> {
-        // A touch writes, which only the script does in the same instant.
-        if get.touch.is_some() {
+        // Without slack, a touch is due at every lookup.
+        if get.touch.is_some_and(|touch| touch.slack.is_zero()) {
             return None;
         }
         Some(Reading {
@@ -187,6 +194,9 @@ impl Reading {
         if self.get.known.is_some_and(|known| known != header.version) {
             return Ok(None);
         }
+        if self.get.touch.is_some_and(|touch| header.is_due(touch, now)) {
+            return Ok(None);
+        }
         let value = match self.get.known {
             None => stored.slice(header.size()..),
             Some(_) => Bytes::new(),
@@ -262,7 +272,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::storage::{ErrorKind, Version};
+    use crate::storage::{ErrorKind, LONGEST_LIFE, Touch, Version};
 
     const TAGS: [TagDigest; 2] = [[1; 16], [2; 16]];
     const DIGEST: [u8; 16] = [7; 16];
@@ -352,6 +362,38 @@ mod tests {
         assert_eq!(judge(get, other, good()), None, "another generation");
     }
 
+    /// As [`stored`], with this deadline; it expires 9 ms from now.
+    fn ending(deadline: u64) -> Value {
+        let Value::BulkString(mut bytes) = stored(10, &TAGS) else { unreachable!() };
+        bytes[43..51].copy_from_slice(&deadline.to_be_bytes());
+        bulk(bytes)
+    }
+
+    #[test]
+    fn a_touch_is_left_to_the_script_only_if_it_is_due() {
+        let answered = |ttl, slack, entry| {
+            let [ttl, slack] = [ttl, slack].map(std::time::Duration::from_micros);
+            let get = Get::new().with_fence().with_touch(Touch { ttl, slack });
+            is_alive(judge(get, entry, record(11, 0, 11)))
+        };
+        for (deadline, slack) in [(0, 500), (NOW + 10_000, 500), (NOW + 9_501, 500), (0, 1 << 40)] {
+            assert_eq!(answered(9_000 + slack, slack, ending(deadline)), Some(true), "no more");
+        }
+        assert_eq!(answered(9_501, 500, ending(0)), None);
+        assert_eq!(answered(9_501, 500, ending(NOW + 9_501)), None);
+        assert_eq!(answered(u64::MAX, 500, ending(NOW + 9_500)), Some(true), "near the deadline");
+        assert_eq!(answered(u64::MAX, 500, ending(0)), None);
+        assert_eq!(answered(u64::MAX, u64::MAX, ending(0)), Some(true));
+        assert_eq!(answered(0, 1, ending(0)), Some(true));
+        assert_eq!(answered(u64::MAX, 1, Value::Nil), Some(false));
+        let get = Get::new().with_touch(Touch { ttl: LONGEST_LIFE, slack: LONGEST_LIFE / 2 });
+        assert_eq!(
+            is_alive(judge(get, ending(0), record(11, 11, 0))),
+            Some(false),
+            "it was purged"
+        );
+    }
+
     #[test]
     fn the_reply_to_another_call_is_corrupt() {
         for (check, entry) in [(*b"shifted!", Value::Nil), (CHECK, bulk([1; 100]))] {
@@ -383,6 +425,7 @@ mod tests {
             cut in 0..120_usize,
             changed in any::<(prop::sample::Index, u8)>(),
             known in prop::option::of(41..43_u64),
+            touch in prop::option::of(any::<[u64; 2]>()),
             fence: bool,
         ) {
             let mut entry = stored(10, &TAGS);
@@ -398,7 +441,11 @@ mod tests {
                     *place = part;
                 }
             }
-            let get = Get { fence, known: known.map(Version::from_u64), ..Get::new() };
+            let mut get = Get { fence, known: known.map(Version::from_u64), ..Get::new() };
+            get.touch = touch.map(|times| {
+                let [ttl, slack] = times.map(std::time::Duration::from_micros);
+                Touch { ttl, slack }
+            });
             if let Err(error) = reading(get).judge(Value::Array(parts), 3) {
                 prop_assert_eq!(error.kind(), ErrorKind::Corrupt);
             }

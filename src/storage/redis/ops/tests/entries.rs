@@ -379,6 +379,84 @@ fn entries_live_and_die_as_in_the_contract() {
     });
 }
 
+/// An entry, when it is touched after it was put, and how.
+fn touching() -> impl Strategy<Value = (u64, Option<u64>, i64, Touch)> {
+    let times = (1_000..5_000_000_u64, prop::option::of(1_000..9_000_000_u64));
+    (times, 1..5_000_000_u64, 1..1_000_000_u64, any::<bool>(), -3..=3_i64).prop_flat_map(
+        |((life, lifetime), ttl, slack, capped, edge)| {
+            let expires = life.min(lifetime.unwrap_or(u64::MAX));
+            let slack = match lifetime {
+                // About what is left to the deadline.
+                Some(lifetime) if capped => (lifetime - expires).saturating_add_signed(edge).max(1),
+                _ => slack,
+            };
+            let at_slack = (expires + slack) as i64 - ttl as i64 + edge;
+            let [ttl, slack] = [ttl, slack].map(Duration::from_micros);
+            let elapsed = prop_oneof![
+                3 => Just(at_slack),
+                1 => Just(expires as i64 + edge),
+                2 => -2_000_000..5_000_000_i64,
+            ];
+            (Just(life), Just(lifetime), elapsed, Just(Touch { ttl, slack }))
+        },
+    )
+}
+
+#[test]
+fn a_touch_is_due_without_the_script_exactly_where_it_is_in_the_script() {
+    block_on(async {
+        let mut rig = Rig::on_virtual_time().await;
+        let mut runner = TestRunner::default();
+        let (storage, stranger) = (rig.storage.clone(), rig.another_storage().await);
+        stranger.ping().await.unwrap();
+        let fence = fence(&rig).await;
+        let tags = [tag(1)];
+        let cases = cases(300) as usize;
+        let (mut due, mut alive) = (0, 0);
+        let () = rig.run(&[b"CONFIG", b"RESETSTAT"]).await;
+        for case in 0..cases {
+            let (life, lifetime, elapsed, touch) =
+                touching().new_tree(&mut runner).unwrap().current();
+            let wanted = format!("{life} of {lifetime:?}, after {elapsed}: {touch:?}");
+            rig.set_clock(START).await;
+            let mut put = Put::new("value".into(), Duration::from_micros(life));
+            put.max_lifetime = lifetime.map(Duration::from_micros);
+            let mut get = Get::new().with_touch(touch);
+            if lifetime.is_some() {
+                put = put.with_fence(fence).with_tags(&tags);
+                get = get.with_fence();
+            }
+            // What one of them has not seen it reads by the script.
+            let keys = [2 * case, 2 * case + 1].map(|n| key(1_000 + n));
+            for key in &keys {
+                storage.put(key, put.clone()).await.unwrap();
+            }
+            let names = keys.each_ref().map(|key| entry_name(&rig, key));
+            let before: Vec<u8> = rig.run(&[b"GET", &names[0]]).await;
+            rig.set_clock(START.saturating_add_signed(elapsed)).await;
+            let answer = storage.get(&keys[0], get).await.unwrap();
+            let mut of_script = stranger.get(&keys[1], get).await.unwrap();
+            of_script.fence = answer.fence;
+            assert_eq!(answer, of_script, "{wanted}");
+            let after: Vec<Vec<u8>> = rig.run(&[b"MGET", &names[0], &names[1]]).await;
+            assert_eq!(after[0][19..], after[1][19..], "{wanted}");
+            let mut lives = [0_i64; 2];
+            for (life, name) in lives.iter_mut().zip(&names) {
+                *life = rig.run(&[b"PTTL", name]).await;
+            }
+            assert!(lives[0].abs_diff(lives[1]) < 10_000, "{wanted}: {lives:?}");
+            alive += usize::from(answer.entry.is_some());
+            due += u64::from(after[0] != before);
+        }
+        assert!(due > cases as u64 / 10 && alive > 2 * due as usize, "{due}, {alive} of {cases}");
+        let commands = rig.commands().await;
+        // A connection that idled is asked by a `PING` as well.
+        assert!(commands["ping"] >= cases as u64, "each is tried without the script");
+        assert_eq!(commands["evalsha"], 3 * cases as u64 + due, "two puts and the other's lookup");
+        assert_eq!(commands["setrange"], 2 * due);
+    });
+}
+
 #[test]
 fn any_bytes_under_a_name_of_ours_are_an_error_and_never_served() {
     block_on(async {
@@ -672,6 +750,9 @@ fn no_lookup_sees_what_was_purged_before_it_nor_a_fence_newer_than_the_value() {
                         }
                         let mut get = Get::new().with_fence();
                         get.known = known.filter(|_| n % 3 == 0);
+                        // Due once for each entry, or not at all.
+                        let touched = |secs| Touch { ttl: secs * SECOND, slack: SECOND };
+                        get.touch = [None, None, Some(touched(60)), Some(touched(30))][n % 4];
                         let lookup = storage.get(&key(0), get).await.unwrap();
                         let Some(entry) = lookup.entry else { continue };
                         if !entry.unchanged {
@@ -692,7 +773,7 @@ fn no_lookup_sees_what_was_purged_before_it_nor_a_fence_newer_than_the_value() {
             let fence = lookup.fence.unwrap();
             let value = [n.to_be_bytes(), fence.stamp().to_be_bytes()].concat();
             let tags = [tag(1), tag(2 + n as usize % 2)];
-            let put = Put::new(value.into(), 60 * SECOND)
+            let put = Put::new(value.into(), 30 * SECOND)
                 .with_max_lifetime(60 * SECOND)
                 .with_fence(fence)
                 .with_tags(&tags);
@@ -755,9 +836,15 @@ fn each_operation_is_one_trip_of_few_commands() {
         stranger.get(&key(1), Get::new()).await.unwrap();
         expect("get of what it has seen", "get 1, hmget 1, ping 1, time 1").await;
         storage.get(&key(1), Get::new().with_touch(Touch { ttl: minute, ..touch })).await.unwrap();
-        expect("touch that is not due", "evalsha 1, get 1, time 1").await;
+        expect("touch that is not due", "get 1, hmget 1, ping 1, time 1").await;
         storage.get(&key(1), Get::new().with_touch(touch)).await.unwrap();
-        expect("touch", "evalsha 1, get 1, pexpire 1, setrange 1, time 1").await;
+        let both = "evalsha 1, get 2, hmget 1, pexpire 1, ping 1, setrange 1, time 2";
+        expect("touch", both).await;
+        storage.get(&key(1), Get::new().with_touch(touch)).await.unwrap();
+        expect("touch after a touch", "get 1, hmget 1, ping 1, time 1").await;
+        let always = Touch { ttl: minute, slack: Duration::ZERO };
+        storage.get(&key(1), Get::new().with_touch(always)).await.unwrap();
+        expect("touch without slack", "evalsha 1, get 1, time 1").await;
         storage.put(&key(1), Put::new(value(), minute).with_condition(When::Absent)).await.unwrap();
         expect("conflict", "evalsha 1, get 1, getrange 1, time 1").await;
         storage.delete(&key(1), When::Always).await.unwrap();
@@ -768,6 +855,13 @@ fn each_operation_is_one_trip_of_few_commands() {
         expect("fill", "evalsha 1, getrange 1, hmget 1, pttl 1, set 1, time 1").await;
         storage.get(&key(2), Get::new().with_fence()).await.unwrap();
         expect("hit with fence", "get 1, hmget 1, ping 1, time 1").await;
+        let read = Get::new().with_fence().with_touch(Touch { ttl: minute, ..touch });
+        storage.get(&key(2), read).await.unwrap();
+        expect("hit with fence and touch", "get 1, hmget 1, ping 1, time 1").await;
+        storage.get(&key(7), read).await.unwrap();
+        storage.get(&key(7), read).await.unwrap();
+        let twice = "evalsha 1, get 2, hmget 2, ping 1, time 2";
+        expect("miss with fence and touch, twice", twice).await;
         storage.get(&key(2), Get::new().with_fence().with_known(version)).await.unwrap();
         let both = "evalsha 1, get 1, getrange 2, hmget 2, ping 1, time 2";
         expect("hit of another version", both).await;

@@ -21,6 +21,7 @@ pub(super) struct Rig {
     pub(super) hash_key: HashKey,
     pub(super) prefix: Name,
     server: RedisServer,
+    set_up: fn(RedisStorageBuilder) -> RedisStorageBuilder,
 }
 
 impl Rig {
@@ -36,10 +37,10 @@ impl Rig {
 
     /// Of another process, as it were: it knows the same server and secret, and has seen nothing.
     pub(super) async fn another_storage(&self) -> RedisStorage {
-        builder(&self.server).build().await.unwrap()
+        (self.set_up)(builder(&self.server)).build().await.unwrap()
     }
 
-    async fn new(set_up: impl Fn(RedisStorageBuilder) -> RedisStorageBuilder) -> Self {
+    async fn new(set_up: fn(RedisStorageBuilder) -> RedisStorageBuilder) -> Self {
         let server = RedisServer::start_unix();
         let client = redis::Client::open(server.url()).unwrap();
         let redis = client.get_multiplexed_async_connection().await.unwrap();
@@ -47,7 +48,7 @@ impl Rig {
         let ticket = storage.inner.lanes.enter(Class::Entry).await.unwrap();
         let hash_key = ticket.hash_key().clone();
         drop(ticket);
-        Self { storage, redis, hash_key, prefix: Name::new(PREFIX), server }
+        Self { storage, redis, hash_key, prefix: Name::new(PREFIX), server, set_up }
     }
 
     pub(super) async fn set_clock(&mut self, now: u64) {
