@@ -13,7 +13,7 @@ use ::cookie::{
     Cookie, CookieBuilder,
     time::{Duration as Seconds, OffsetDateTime},
 };
-use http::{HeaderMap, HeaderValue, header};
+use http::HeaderValue;
 
 pub use self::error::CookieError;
 #[cfg(feature = "secure-cookies")]

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::Response;
 use pin_project_lite::pin_project;
 
-use super::{ResponseBody, SaveFailure, SessionError, handle::Inner};
+use super::{ResponseBody, SaveFailure, SessionError, request::Inner};
 
 type Settled = Pin<Box<dyn Future<Output = Result<(), SessionError>> + Send>>;
 

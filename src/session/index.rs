@@ -33,10 +33,7 @@ use uuid::Uuid;
 
 use self::bucket::{Bucket, MOST_BUCKETS};
 pub(super) use self::bucket::{CAPACITY, Member};
-use super::{
-    queue::{Queues, Turn},
-    token::TokenDigest,
-};
+use super::queue::{Queues, Turn};
 use crate::storage::{
     AnyStorage, Entry, Error, ErrorKind, Get, Identity, Key, Name, Put, PutOutcome, Result,
     Storage, Version, When,

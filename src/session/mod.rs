@@ -1,6 +1,6 @@
 //! Sessions.
 
-
+mod change;
 mod cookie;
 mod data;
 mod device;
@@ -18,6 +18,7 @@ mod presented;
 mod privacy;
 mod queue;
 mod record;
+mod request;
 mod service;
 mod sessions;
 mod store;
@@ -29,7 +30,6 @@ mod value;
 pub use self::cookie::KeyRing;
 #[cfg(feature = "axum")]
 pub use self::extract::{Principal, RecentAuth, SessionRejection, SessionRejectionKind};
-use self::token::TokenDigest;
 pub use self::{
     cookie::{CookieError, CookieSettings, SameSite},
     data::{SessionData, SessionMap},

@@ -8,19 +8,21 @@
 //!   or a lost reply in between leaves the old id or none, never two that were told.
 //! - Whoever has to end a session follows where it was moved to.
 
-use std::{cmp::Reverse, future::Future, time::Duration};
+mod members;
+mod moves;
 
-use bytes::Bytes;
-use futures_util::future::{join, join_all};
+use std::{future::Future, time::Duration};
+
+pub(super) use self::{members::Seen, moves::Replacement};
+
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::{
-    Device, Notice, OverCap, Policy, SessionError, SessionErrorKind,
+    Device, Notice, Policy, SessionError,
     data::SessionMap,
     fields::{Changes, Fields},
-    index::{Added, Admission, Cursor, IfFull, Index, Member, Page, Swap},
-    policy::Cap,
+    index::Index,
     queue::Queues,
     record::{DecodeError, Live, Moved, Record},
     token::{SessionToken, TokenDigest},
@@ -70,17 +72,6 @@ pub(super) struct Found {
     pub(super) fence: Option<Fence>,
     /// The session was reached by an id that a rotation has replaced.
     pub(super) moved: bool,
-}
-
-/// What replaces a session's id.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Replacement {
-    /// The old id works until the new one was used, and a grace longer.
-    Rotation,
-    /// The old id is dead at once.
-    Privilege,
-    /// As well; and whoever logs in beside it has a session too.
-    Login,
 }
 
 /// What the last in the queue has left to the next.
@@ -425,160 +416,6 @@ impl Store {
         .await
     }
 
-    /// Ends a session, wherever it was moved to, also while it is being moved.
-    pub(super) async fn destroy(&self, session: &Loaded) -> Result<(), SessionError> {
-        let when = When::Version(session.version);
-        if !self.timed(self.storage.delete(&self.key(session.id), when)).await? {
-            match &session.live.principal {
-                // Changed, dead, or on its way to another id. The tag reaches it everywhere, and what
-                // is put with a fence from before.
-                Some(principal) => self.end(principal, session.live.handle).await?,
-                None => self.patiently(self.destroy_moved(session.id)).await?,
-            }
-        }
-        if let Some(principal) = &session.live.principal {
-            self.forget(principal, session.live.handle).await;
-        }
-        Ok(())
-    }
-
-    async fn destroy_moved(&self, mut id: TokenDigest) -> Result<(), SessionError> {
-        loop {
-            let key = self.key(id);
-            let found = self.timed(self.storage.get(&key, Get::new())).await?.entry;
-            let Some(entry) = found else { return Ok(()) };
-            if let Ok(Record::Moved(moved)) = Record::decode(entry.value) {
-                match moved.successor {
-                    Some(successor) => id = successor,
-                    None => return Ok(()),
-                }
-            } else if self.timed(self.storage.delete(&key, When::Version(entry.version))).await? {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Puts `next` under a new id and ends the old one. `None` if the session has ended meanwhile.
-    pub(super) async fn replace(
-        &self,
-        old: &Loaded,
-        next: Live,
-        left: Duration,
-        fence: Option<Fence>,
-        how: Replacement,
-    ) -> Result<Option<Loaded>, SessionError> {
-        let Some(new) = self.create(next, left, fence).await? else { return Ok(None) };
-        self.retire(old, new, how).await
-    }
-
-    /// Ends the id of `old` in favour of `new`, which takes over what was saved meanwhile.
-    pub(super) async fn retire(
-        &self,
-        old: &Loaded,
-        new: Loaded,
-        how: Replacement,
-    ) -> Result<Option<Loaded>, SessionError> {
-        let created = (new.id, new.version);
-        let outcome = self.patiently(self.retire_in_favour(old, new, how)).await;
-        // A failed rotation may have moved the session to the new id; after a failed change of
-        // privileges nobody must have it.
-        let keep = match &outcome {
-            Ok(Some(session)) => session.id == created.0,
-            Ok(None) => false,
-            Err(_) => how == Replacement::Rotation,
-        };
-        if !keep {
-            let _ = self.timed(self.storage.delete(&self.key(created.0), When::Always)).await;
-        }
-        outcome
-    }
-
-    async fn retire_in_favour(
-        &self,
-        old: &Loaded,
-        mut new: Loaded,
-        how: Replacement,
-    ) -> Result<Option<Loaded>, SessionError> {
-        let mut current = old.clone();
-        loop {
-            let (moved, ttl) = match (how, &current.token, &new.token) {
-                (Replacement::Rotation, Some(token), Some(next)) => {
-                    let sealed = Some(next.sealed_by(token));
-                    (Moved { successor: Some(new.id), sealed }, self.ttl(current.life_left()))
-                }
-                (Replacement::Rotation, ..) => return Ok(None),
-                _ => (Moved { successor: None, sealed: None }, REPLACED_FOR),
-            };
-            let now = match self.move_away(&current, moved, ttl).await? {
-                Meanwhile::Nothing => return Ok(Some(new)),
-                Meanwhile::Gone => return Ok(None),
-                Meanwhile::Replaced => return Ok((how == Replacement::Login).then_some(new)),
-                Meanwhile::Moved(next) if how == Replacement::Rotation => return Ok(Some(next)),
-                Meanwhile::Saved(now) | Meanwhile::Moved(now) => now,
-            };
-            // Before the next attempt: what was acknowledged is never only in the old record.
-            let saved = Changes::diff(&current.live.fields, &now.live.fields);
-            current = now;
-            if !saved.is_empty() {
-                match self.save(&new, &saved).await? {
-                    Some((both, _)) => new = both,
-                    None => return Ok(None),
-                }
-            }
-        }
-    }
-
-    /// Leaves a notice where a session was, if it is still there as it was seen.
-    async fn move_away(
-        &self,
-        seen: &Loaded,
-        moved: Moved,
-        ttl: Duration,
-    ) -> StorageResult<Meanwhile> {
-        let put = Put::new(Record::Moved(moved).encode(), ttl)
-            .with_condition(When::Version(seen.version));
-        let sent = Instant::now();
-        let entry = match self.timed(self.storage.put(&self.key(seen.id), put)).await? {
-            PutOutcome::Stored(_) => return Ok(Meanwhile::Nothing),
-            PutOutcome::Conflict(None) => return Ok(Meanwhile::Gone),
-            PutOutcome::Conflict(Some(entry)) => entry,
-        };
-        let token = seen.token.clone();
-        let (next, moved) = match self.decode(seen.id, &entry).await {
-            None => return Ok(Meanwhile::Gone),
-            Some(Record::Moved(Moved { successor: None, .. })) => return Ok(Meanwhile::Replaced),
-            Some(Record::Live(live)) => (self.loaded(token, seen.id, &entry, live, sent), false),
-            Some(Record::Moved(moved)) => (self.follow(token, &moved).await?, true),
-        };
-        Ok(match next {
-            None => Meanwhile::Gone,
-            Some(next) if moved => Meanwhile::Moved(next),
-            Some(next) => Meanwhile::Saved(next),
-        })
-    }
-
-    /// Notes that the new id of a rotation has been used: the old one has only its grace left.
-    pub(super) async fn confirm(&self, session: &Loaded) -> Result<Option<Loaded>, SessionError> {
-        let Some(predecessor) = session.live.predecessor else { return Ok(None) };
-        let key = self.key(predecessor);
-        if let Some(entry) = self.timed(self.storage.get(&key, Get::new())).await?.entry
-            && let Ok(Record::Moved(Moved { successor, sealed: Some(_) })) =
-                Record::decode(entry.value)
-            && successor == Some(session.id)
-        {
-            let retired = Record::Moved(Moved { successor, sealed: None }).encode();
-            let put = Put::new(retired, self.ttl(session.life_left()))
-                .with_condition(When::Version(entry.version));
-            self.timed(self.storage.put(&key, put)).await?;
-        }
-        let confirmed = self.rewrite(session, |current| {
-            let mut live = current.clone();
-            live.predecessor = live.predecessor.filter(|other| *other != predecessor);
-            Ok((live, ()))
-        });
-        Ok(confirmed.await?.map(|(session, ())| session))
-    }
-
     /// A fence, and so the moment from which on an end counts.
     pub(super) async fn fence(&self) -> StorageResult<Option<Fence>> {
         let key = self.key((self.new_token)().digest());
@@ -600,52 +437,6 @@ impl Store {
         self.timed(self.storage.invalidate(&self.namespace, tags, Invalidation::Hard)).await
     }
 
-    /// Ends all sessions of the principal of `session` but that one, which gets a new id. `None` if
-    /// it has ended meanwhile.
-    ///
-    /// The tag of the principal ends this one as well, so it is put anew after that. Until it is put,
-    /// a logout finds nothing to delete and uses the tag of this one session. A witness that carries
-    /// only that tag, and so lives through the end of all, shows whether that has happened; the fence
-    /// with which the witness is read is the one with which the session is put.
-    pub(super) async fn end_others(
-        &self,
-        session: &Loaded,
-        principal: &str,
-        fence: Fence,
-    ) -> Result<Option<Loaded>, SessionError> {
-        let own = [one_of(principal, session.live.handle)];
-        let witness = Identity::new((self.new_token)().digest().as_bytes());
-        let witness = Key::new(&self.namespace, &self.witnesses, witness);
-        let put = Put::new(Bytes::new(), REPLACED_FOR)
-            .with_condition(When::Absent)
-            .with_max_lifetime(REPLACED_FOR)
-            .with_tags(&own)
-            .with_fence(fence);
-        let PutOutcome::Stored(_) = self.timed(self.storage.put(&witness, put)).await? else {
-            return Ok(None);
-        };
-        let mut current = session.clone();
-        loop {
-            let nowhere = Moved { successor: None, sealed: None };
-            match self.move_away(&current, nowhere, REPLACED_FOR).await? {
-                Meanwhile::Nothing => break,
-                Meanwhile::Gone | Meanwhile::Replaced => return Ok(None),
-                Meanwhile::Saved(now) | Meanwhile::Moved(now) => current = now,
-            }
-        }
-        self.end_all(principal).await?;
-        let seen = self.timed(self.storage.get(&witness, Get::new().with_fence())).await?;
-        let (Some(_), Some(fence)) = (seen.entry, seen.fence) else { return Ok(None) };
-        let left = current.life_left();
-        let mut live = current.live;
-        (live.predecessor, live.rotated) = (None, left);
-        let new = self.create(live, left, Some(fence)).await?;
-        if let Some(new) = &new {
-            self.enlist(principal, new).await;
-        }
-        Ok(new)
-    }
-
     /// A record of nobody yet.
     pub(super) fn anonymous(&self, fields: Fields) -> Live {
         let lifetime = self.policy.lifetime;
@@ -662,234 +453,6 @@ impl Store {
             fields,
         }
     }
-
-    /// Begins a session of a principal in place of `old`.
-    ///
-    /// In three trips one after another, of which the first was the lookup: the new record and the
-    /// list of the principal's sessions; then the end of the old record and the new list.
-    pub(super) async fn login(
-        &self,
-        old: Option<&Loaded>,
-        live: Live,
-        left: Duration,
-        fence: Option<Fence>,
-    ) -> Result<Loaded, SessionError> {
-        let gone = || SessionError::new(SessionErrorKind::Gone);
-        let principal = live.principal.clone().unwrap_or_default();
-        let handle = live.handle;
-        let read = self.timed(self.index.read(&principal, Cursor::START));
-        let (new, first) = join(self.create(live, left, fence), read).await;
-        let new = new?.ok_or_else(gone)?;
-        let (id, first) = (new.id, first.ok());
-        let retire = async {
-            match old {
-                Some(old) => self.retire(old, new, Replacement::Login).await,
-                None => Ok(Some(new)),
-            }
-        };
-        let enlist = self.enlist_new(&principal, Member { handle, id }, first);
-        let outcome = match self.policy.cap {
-            // A login that is refused leaves the old session as it was.
-            Some(Cap { over: OverCap::Refuse, .. }) => match enlist.await {
-                Ok(()) => retire.await,
-                Err(error) => Err(error),
-            },
-            Some(_) => {
-                let (retired, enlisted) = join(retire, enlist).await;
-                enlisted.and(retired)
-            }
-            None => {
-                let (retired, enlisted) = join(retire, enlist).await;
-                if let Err(error) = enlisted {
-                    event!(warn, %error, "a session is missing in the list of its principal");
-                }
-                retired
-            }
-        };
-        if !matches!(outcome, Ok(Some(_))) {
-            // Nobody was told its id.
-            let _ = self.timed(self.storage.delete(&self.key(id), When::Always)).await;
-            self.forget(&principal, handle).await;
-        }
-        outcome?.ok_or_else(gone)
-    }
-
-    /// Adds a session to the list of its principal, within the cap.
-    async fn enlist_new(
-        &self,
-        principal: &str,
-        member: Member,
-        first: Option<Page>,
-    ) -> Result<(), SessionError> {
-        let Some(cap) = self.policy.cap else {
-            let add = self.index.add(principal, member, first, IfFull::Ask);
-            if let Added::Full(pages) = self.timed(add).await? {
-                for page in pages {
-                    let dead = self.dead(page.members()).await;
-                    let _ = self.timed(self.index.remove(principal, page, &dead)).await;
-                }
-                self.timed(self.index.add(principal, member, None, IfFull::Grow)).await?;
-            }
-            return Ok(());
-        };
-        let most = usize::from(cap.most);
-        let mut first = first;
-        self.patiently(async {
-            loop {
-                let admit = self.index.admit(principal, member, most, first.take());
-                let Admission::OverCap(page) = self.timed(admit).await? else { return Ok(()) };
-                let leaving = self.leaving(page.members(), most, cap.over).await?;
-                let handles: Vec<_> = leaving.iter().map(|(handle, _)| *handle).collect();
-                let swap = self.index.replace_members(principal, page, &handles, member, most);
-                match self.timed(swap).await? {
-                    Swap::Swapped => {
-                        for (handle, alive) in leaving {
-                            self.evict(principal, handle, alive).await?;
-                        }
-                        return Ok(());
-                    }
-                    Swap::Conflict(page) => first = Some(page),
-                }
-            }
-        })
-        .await
-    }
-
-    async fn evict(
-        &self,
-        principal: &str,
-        handle: Uuid,
-        alive: Option<Loaded>,
-    ) -> Result<(), SessionError> {
-        if let Some(session) = alive {
-            self.destroy(&session).await?;
-            event!(info, "a session was ended, as its principal has begun another");
-            let principal = principal.to_owned();
-            self.policy.observe(&Notice::Evicted { principal, public_id: handle });
-        }
-        Ok(())
-    }
-
-    /// Who has to go for one more to have room: the dead, and by the policy the living.
-    async fn leaving(
-        &self,
-        members: &[Member],
-        most: usize,
-        over: OverCap,
-    ) -> Result<Vec<(Uuid, Option<Loaded>)>, SessionError> {
-        let mut leaving = Vec::new();
-        let mut alive = Vec::new();
-        let looks = join_all(members.iter().map(|member| self.look(member.id))).await;
-        for (member, seen) in members.iter().zip(looks) {
-            match seen? {
-                Some(seen) if seen.session.live.handle == member.handle => alive.push(seen),
-                _ => leaving.push((member.handle, None)),
-            }
-        }
-        let excess = (alive.len() + 1).saturating_sub(most);
-        if excess > 0 && over == OverCap::Refuse {
-            return Err(SessionError::new(SessionErrorKind::OverCap));
-        }
-        match over {
-            OverCap::EndLeastRecentlyUsed => alive.sort_by_key(|seen| Reverse(seen.unused)),
-            _ => alive.sort_by_key(|seen| Reverse(seen.session.age())),
-        }
-        alive.truncate(excess);
-        leaving
-            .extend(alive.into_iter().map(|seen| (seen.session.live.handle, Some(seen.session))));
-        Ok(leaving)
-    }
-
-    async fn dead(&self, members: &[Member]) -> Vec<Member> {
-        let looks = join_all(members.iter().map(|member| self.look(member.id))).await;
-        let seen = members.iter().zip(looks);
-        seen.filter(|(_, seen)| matches!(seen, Ok(None))).map(|(member, _)| *member).collect()
-    }
-
-    /// What has become of a session, without using it.
-    pub(super) async fn look(&self, mut id: TokenDigest) -> StorageResult<Option<Seen>> {
-        for _ in 0..MOST_MOVES {
-            let sent = Instant::now();
-            let found = self.timed(self.storage.get(&self.key(id), Get::new())).await?;
-            let Some(entry) = found.entry else { return Ok(None) };
-            match self.decode(id, &entry).await {
-                None | Some(Record::Moved(Moved { successor: None, .. })) => return Ok(None),
-                Some(Record::Moved(Moved { successor: Some(next), .. })) => id = next,
-                Some(Record::Live(live)) => {
-                    // The last use has set the life to the idle timeout, or to what was left until
-                    // the deadline. Saves count as well.
-                    let unused = self.policy.idle.saturating_sub(entry.ttl).min(entry.age);
-                    let session = self.loaded(None, id, &entry, live, sent);
-                    return Ok(session.map(|session| Seen { session, unused }));
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    /// Has the index know the present id of a session.
-    pub(super) async fn enlist(&self, principal: &str, session: &Loaded) {
-        let member = Member { handle: session.live.handle, id: session.id };
-        let replaced = self.timed(self.index.replace(principal, member, None)).await;
-        let outcome = match replaced {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                let add = self.index.add(principal, member, None, IfFull::Grow);
-                self.timed(add).await.map(drop)
-            }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = outcome {
-            event!(warn, %error, "a session is missing in the list of its principal for now");
-        }
-    }
-
-    /// Takes a session out of the index, to keep the list short.
-    pub(super) async fn forget(&self, principal: &str, handle: Uuid) {
-        let mut at = Some(Cursor::START);
-        while let Some(cursor) = at {
-            let Ok(page) = self.timed(self.index.read(principal, cursor)).await else { return };
-            at = page.next();
-            let held = page.members().iter().find(|member| member.handle == handle).copied();
-            if let Some(member) = held {
-                let _ = self.timed(self.index.remove(principal, page, &[member])).await;
-                return;
-            }
-        }
-    }
-
-    /// Has the index forget the dead of a page, and know where the others were moved.
-    pub(super) async fn heal(
-        &self,
-        principal: &str,
-        page: Page,
-        dead: &[Member],
-        moved: &[Member],
-    ) {
-        for member in moved {
-            let _ = self.timed(self.index.replace(principal, *member, None)).await;
-        }
-        if !dead.is_empty() || page.is_idle() {
-            let _ = self.timed(self.index.remove(principal, page, dead)).await;
-        }
-    }
-}
-
-/// What has become of a record since it was seen.
-enum Meanwhile {
-    Nothing,
-    Gone,
-    /// Its id was replaced at a change of privileges.
-    Replaced,
-    Saved(Loaded),
-    Moved(Loaded),
-}
-
-/// A session as a list sees it.
-pub(super) struct Seen {
-    pub(super) session: Loaded,
-    /// For how long it was not used, at most; a use shows only after the slack.
-    pub(super) unused: Duration,
 }
 
 fn all_of(principal: &str) -> Tag {
