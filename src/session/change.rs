@@ -1,10 +1,12 @@
 //! What changes whose session it is: logins, logouts, new ids.
 
+use uuid::Uuid;
+
 use super::{
     Login, SessionError, SessionErrorKind,
     fields::{Changes, Fields},
     record::Live,
-    request::{CookieAction, Inner},
+    request::{CookieAction, Inner, Unreadable},
     store::{Loaded, Replacement},
 };
 use crate::storage::{Error, ErrorKind};
@@ -13,7 +15,7 @@ impl Inner {
     pub(super) async fn login(&self, login: Login) -> Result<(), SessionError> {
         let _busy = self.busy.lock().await;
         let store = &self.shared.store;
-        let (old, fence, pending) = {
+        let (old, unreadable, fence, pending) = {
             let state = self.state();
             if state.head_sent {
                 return Err(SessionError::new(SessionErrorKind::HeadSent));
@@ -22,7 +24,7 @@ impl Inner {
                 let message = "the session could not be read, so nobody can log in";
                 return Err(Error::new(ErrorKind::Unavailable, message).into());
             }
-            (state.session.clone(), state.fence, state.pending.clone())
+            (state.session.clone(), state.unreadable.clone(), state.fence, state.pending.clone())
         };
         let fence = match fence {
             Some(fence) => Some(fence),
@@ -37,9 +39,12 @@ impl Inner {
             None => pending.apply(&Fields::default()),
         };
         let left = login.lifetime.map_or(store.policy.lifetime, |it| it.min(store.policy.lifetime));
+        // Who logs in again goes on under the same public id.
+        let same = old.as_ref().filter(|old| !stranger && old.live.principal.is_some());
+        let handle = same.map_or_else(Uuid::new_v4, |old| old.live.handle);
         let device = login.device.or_else(|| self.device.get().cloned()).unwrap_or_default();
         let live = Live {
-            lifetime: left,
+            handle,
             born: left,
             rotated: left,
             authenticated: Some(left),
@@ -47,6 +52,9 @@ impl Inner {
             device,
             ..store.anonymous(fields)
         };
+        if let Some(unreadable) = unreadable {
+            self.destroy_unreadable(unreadable).await?;
+        }
         let outcome = store.login(old.as_ref(), live, left, fence).await;
         let mut state = self.state();
         match outcome {
@@ -109,21 +117,31 @@ impl Inner {
 
     pub(super) async fn destroy(&self) -> Result<(), SessionError> {
         let _busy = self.busy.lock().await;
-        let session = {
+        let (session, unreadable) = {
             let state = self.state();
             if state.cut_off {
                 let message = "the session could not be read, so it cannot be ended";
                 return Err(Error::new(ErrorKind::Unavailable, message).into());
             }
-            state.session.clone()
+            (state.session.clone(), state.unreadable.clone())
         };
         if let Some(session) = session {
             self.shared.store.destroy(&session).await?;
+        }
+        if let Some(unreadable) = unreadable {
+            self.destroy_unreadable(unreadable).await?;
         }
         let mut state = self.state();
         state.forget();
         state.cookie = CookieAction::Remove;
         Ok(())
+    }
+
+    async fn destroy_unreadable(&self, session: Unreadable) -> Result<(), SessionError> {
+        match session {
+            Unreadable::Record(id) => self.shared.store.destroy_unreadable(id).await,
+            Unreadable::Data(session) => self.shared.store.destroy(&session).await,
+        }
     }
 
     pub(super) async fn end_others(&self) -> Result<(), SessionError> {

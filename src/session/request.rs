@@ -18,6 +18,7 @@ use super::{
     record::Live,
     sessions::Shared,
     store::{Loaded, Replacement},
+    token::TokenDigest,
 };
 use crate::{
     RequestHead,
@@ -82,12 +83,23 @@ pub(super) enum CookieAction {
     Remove,
 }
 
+/// What keeps a session from being read.
+#[derive(Clone)]
+pub(super) enum Unreadable {
+    /// Its record.
+    Record(TokenDigest),
+    /// Its data, which does not fit the type of a handler.
+    Data(Box<Loaded>),
+}
+
 #[derive(Default)]
 pub(super) struct State {
     pub(super) touched: bool,
     pub(super) loaded: bool,
     pub(super) via: Via,
     pub(super) session: Option<Loaded>,
+    /// The client has one that cannot be read: it counts as none, until a logout or login ends it.
+    pub(super) unreadable: Option<Unreadable>,
     /// From the first lookup of this request.
     pub(super) fence: Option<Fence>,
     /// Counts how often the session became another: data that was read before belongs to it no more.
@@ -200,6 +212,7 @@ impl Inner {
                     state.cookie = CookieAction::Set;
                 }
                 (state.session, state.fence) = (found.session, found.fence);
+                state.unreadable = found.unreadable.map(Unreadable::Record);
             }
             Err(error) => {
                 event!(warn, %error, "a session could not be looked up");
@@ -242,7 +255,9 @@ impl Inner {
                 event!(error, %error, "a session does not fit its type, and counts as none");
                 self.shared.store.policy.observe(&Notice::Mismatch);
                 // It is left as it is: what is written now begins a session of its own.
+                let session = state.session.take();
                 state.forget();
+                state.unreadable = session.map(Box::new).map(Unreadable::Data);
                 (T::default(), state.era)
             }
         }
@@ -513,6 +528,7 @@ impl State {
     /// There is no session any more, and nothing of it is to be saved.
     pub(super) fn forget(&mut self) {
         self.session = None;
+        self.unreadable = None;
         self.pending = Changes::default();
         self.unwritable = None;
         self.cookie = CookieAction::Keep;

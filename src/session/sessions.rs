@@ -19,7 +19,7 @@ use super::{
     Device, Policy, PolicyError, SessionError,
     cookie::Cookies,
     index::{Cursor, Member},
-    store::{Loaded, Seen, Store},
+    store::{Loaded, Look, Seen, Store},
 };
 use crate::{
     clock,
@@ -175,20 +175,24 @@ impl Shared {
         let looks = read.members().iter().map(|member| store.look(member.id));
         let (mut sessions, mut dead, mut moved) = (Vec::new(), Vec::new(), Vec::new());
         for (member, seen) in read.members().iter().zip(join_all(looks).await) {
-            // The index is a hint; what the record says counts.
-            let seen = seen?.filter(|seen| {
-                let live = &seen.session.live;
-                live.principal.as_deref() == Some(principal) && live.handle == member.handle
-            });
-            match seen {
-                None => dead.push(*member),
-                Some(Seen { session, unused }) => {
-                    if session.id != member.id {
-                        moved.push(Member { id: session.id, ..*member });
-                    }
-                    sessions.push(info(&session, unused));
+            let Seen { session, unused } = match seen? {
+                Look::Alive(seen) => *seen,
+                Look::Unreadable => continue,
+                Look::Dead => {
+                    dead.push(*member);
+                    continue;
                 }
+            };
+            // The index is a hint; what the record says counts.
+            let live = &session.live;
+            if live.principal.as_deref() != Some(principal) || live.handle != member.handle {
+                dead.push(*member);
+                continue;
             }
+            if session.id != member.id {
+                moved.push(Member { id: session.id, ..*member });
+            }
+            sessions.push(info(&session, unused));
         }
         if let Some(current) = current {
             for session in &mut sessions {

@@ -13,7 +13,10 @@ mod moves;
 
 use std::{future::Future, time::Duration};
 
-pub(super) use self::{members::Seen, moves::Replacement};
+pub(super) use self::{
+    members::{Look, Seen},
+    moves::Replacement,
+};
 
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
@@ -72,6 +75,18 @@ pub(super) struct Found {
     pub(super) fence: Option<Fence>,
     /// The session was reached by an id that a rotation has replaced.
     pub(super) moved: bool,
+    /// There is one that this policy cannot read.
+    pub(super) unreadable: Option<TokenDigest>,
+}
+
+/// What an entry under a session's key is.
+enum Judged {
+    Live(Loaded),
+    Moved(Moved),
+    /// Past the policy's lifetime, or no session at all.
+    Ended,
+    /// A session of a newer schema or version, or one that cannot be migrated. It is left alone.
+    Unreadable,
 }
 
 /// What the last in the queue has left to the next.
@@ -108,10 +123,6 @@ impl Store {
     pub(super) fn with_tokens(mut self, new_token: fn() -> SessionToken) -> Self {
         self.new_token = new_token;
         self
-    }
-
-    pub(super) fn namespace(&self) -> &Name {
-        &self.namespace
     }
 
     fn key(&self, id: TokenDigest) -> Key {
@@ -169,7 +180,7 @@ impl Store {
         mut id: TokenDigest,
         get: Get,
     ) -> StorageResult<Found> {
-        let mut found = Found { session: None, fence: None, moved: false };
+        let mut found = Found { session: None, fence: None, moved: false, unreadable: None };
         for _ in 0..MOST_MOVES {
             let sent = Instant::now();
             let lookup = match self.timed(self.storage.get(&self.key(id), get)).await {
@@ -185,13 +196,17 @@ impl Store {
             // The first is the oldest, and so the one that knows of every end since.
             found.fence = found.fence.or(lookup.fence);
             let Some(entry) = lookup.entry else { return Ok(found) };
-            match self.decode(id, &entry).await {
-                None => return Ok(found),
-                Some(Record::Live(live)) => {
-                    found.session = self.loaded(token, id, &entry, live, sent);
+            match self.judge(token.clone(), id, &entry, sent).await {
+                Judged::Ended => return Ok(found),
+                Judged::Unreadable => {
+                    found.unreadable = Some(id);
                     return Ok(found);
                 }
-                Some(Record::Moved(moved)) => {
+                Judged::Live(session) => {
+                    found.session = Some(session);
+                    return Ok(found);
+                }
+                Judged::Moved(moved) => {
                     let Some(successor) = moved.successor else { return Ok(found) };
                     token = match (token, moved.sealed) {
                         (Some(old), Some(sealed)) => Some(old.unseal(sealed)),
@@ -217,47 +232,45 @@ impl Store {
         Ok(found)
     }
 
-    /// What lies there, if this policy can read it. What nobody can is put aside.
-    async fn decode(&self, id: TokenDigest, entry: &Entry) -> Option<Record> {
-        match Record::decode(entry.value.clone()) {
-            Ok(Record::Live(live)) if live.schema > self.policy.schema => {
-                event!(debug, "a session of a newer schema counts as none");
-                None
-            }
-            Ok(record) => Some(record),
-            Err(DecodeError::OtherVersion) => {
-                event!(debug, "a session of another version of this crate counts as none");
-                None
-            }
-            Err(DecodeError::Damaged) => {
-                event!(error, "a session cannot be read; it is put aside for 7 days");
-                self.policy.observe(&Notice::Corrupt);
-                let aside =
-                    Key::new(&self.namespace, &self.quarantine, Identity::new(id.as_bytes()));
-                let put = Put::new(entry.value.clone(), QUARANTINE);
-                if self.timed(self.storage.put(&aside, put)).await.is_ok() {
-                    let when = When::Version(entry.version);
-                    let _ = self.timed(self.storage.delete(&self.key(id), when)).await;
-                }
-                None
-            }
-        }
-    }
-
-    fn loaded(
+    /// What lies under the key of an id. What nobody can read is put aside.
+    async fn judge(
         &self,
         token: Option<SessionToken>,
         id: TokenDigest,
         entry: &Entry,
-        live: Live,
         sent: Instant,
-    ) -> Option<Loaded> {
+    ) -> Judged {
+        let live = match Record::decode(entry.value.clone()) {
+            Ok(Record::Live(live)) if live.schema <= self.policy.schema => live,
+            Ok(Record::Moved(moved)) => return Judged::Moved(moved),
+            Ok(Record::Live(_)) | Err(DecodeError::OtherVersion) => {
+                event!(debug, "a session of a newer schema or version counts as none");
+                return Judged::Unreadable;
+            }
+            Err(DecodeError::Damaged) => {
+                self.quarantine(id, entry).await;
+                return Judged::Ended;
+            }
+        };
         let left = entry.life_left.unwrap_or(self.policy.lifetime).min(LONGEST);
         // A policy whose lifetime was cut holds for the sessions that are there.
         let age = live.born.saturating_sub(left);
-        let left = left.min(self.policy.lifetime.checked_sub(age)?);
-        let live = self.migrated(live)?;
-        Some(Loaded { token, id, version: entry.version, live, deadline: sent + left })
+        let Some(most) = self.policy.lifetime.checked_sub(age) else { return Judged::Ended };
+        let Some(live) = self.migrated(live) else { return Judged::Unreadable };
+        let deadline = sent + left.min(most);
+        Judged::Live(Loaded { token, id, version: entry.version, live, deadline })
+    }
+
+    /// Puts a damaged record aside, so that it is met once.
+    async fn quarantine(&self, id: TokenDigest, entry: &Entry) {
+        event!(error, "a session cannot be read; it is put aside for 7 days");
+        self.policy.observe(&Notice::Corrupt);
+        let aside = Key::new(&self.namespace, &self.quarantine, Identity::new(id.as_bytes()));
+        let put = Put::new(entry.value.clone(), QUARANTINE);
+        if self.timed(self.storage.put(&aside, put)).await.is_ok() {
+            let when = When::Version(entry.version);
+            let _ = self.timed(self.storage.delete(&self.key(id), when)).await;
+        }
     }
 
     /// The record in the present schema.
@@ -289,16 +302,7 @@ impl Store {
         left: Duration,
         fence: Option<Fence>,
     ) -> Result<Option<Loaded>, SessionError> {
-        self.create_under((self.new_token)(), live, left, fence).await
-    }
-
-    async fn create_under(
-        &self,
-        mut token: SessionToken,
-        live: Live,
-        left: Duration,
-        fence: Option<Fence>,
-    ) -> Result<Option<Loaded>, SessionError> {
+        let mut token = (self.new_token)();
         let tags = Self::tags(&live);
         let value = Record::Live(live.clone()).encode();
         for _ in 0..MOST_COLLISIONS {
@@ -372,12 +376,11 @@ impl Store {
                 PutOutcome::Conflict(None) => return Ok(None),
                 PutOutcome::Conflict(Some(entry)) => {
                     let token = current.token.take();
-                    let now = match self.decode(current.id, &entry).await {
-                        Some(Record::Live(live)) => {
-                            self.loaded(token, current.id, &entry, live, sent)
-                        }
-                        Some(Record::Moved(moved)) => self.follow(token, &moved).await?,
-                        None => None,
+                    let judged = self.judge(token.clone(), current.id, &entry, sent).await;
+                    let now = match judged {
+                        Judged::Live(now) => Some(now),
+                        Judged::Moved(moved) => self.follow(token, &moved).await?,
+                        Judged::Ended | Judged::Unreadable => None,
                     };
                     match now {
                         Some(now) => current = now,
@@ -418,7 +421,7 @@ impl Store {
 
     /// A fence, and so the moment from which on an end counts.
     pub(super) async fn fence(&self) -> StorageResult<Option<Fence>> {
-        let key = self.key((self.new_token)().digest());
+        let key = Key::new(&self.namespace, &self.witnesses, Identity::global());
         Ok(self.timed(self.storage.get(&key, Get::new().with_fence())).await?.fence)
     }
 
@@ -443,7 +446,6 @@ impl Store {
         Live {
             schema: self.policy.schema,
             handle: Uuid::new_v4(),
-            lifetime,
             born: lifetime,
             rotated: lifetime,
             authenticated: None,

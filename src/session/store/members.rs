@@ -6,17 +6,25 @@ use futures_util::future::{join, join_all};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Loaded, MOST_MOVES, Replacement, Store};
+use super::{Judged, Loaded, MOST_MOVES, Replacement, Store};
 use crate::{
     session::{
         Notice, OverCap, SessionError, SessionErrorKind,
         index::{Added, Admission, Cursor, IfFull, Member, Page, Swap},
         policy::Cap,
-        record::{Live, Moved, Record},
+        record::{Live, Moved},
         token::TokenDigest,
     },
     storage::{Fence, Get, Result as StorageResult, Storage, When},
 };
+
+/// What a member of the index is.
+pub(in crate::session) enum Look {
+    Alive(Box<Seen>),
+    Dead,
+    /// A session that is not for this policy to judge.
+    Unreadable,
+}
 
 /// A session as a list sees it.
 pub(in crate::session) struct Seen {
@@ -72,7 +80,10 @@ impl Store {
         if !matches!(outcome, Ok(Some(_))) {
             // Nobody was told its id.
             let _ = self.timed(self.storage.delete(&self.key(id), When::Always)).await;
-            self.forget(&principal, handle).await;
+            match old.filter(|old| old.live.handle == handle) {
+                Some(old) => self.enlist(&principal, old).await,
+                None => self.forget(&principal, handle).await,
+            }
         }
         outcome?.ok_or_else(gone)
     }
@@ -145,11 +156,13 @@ impl Store {
         let looks = join_all(members.iter().map(|member| self.look(member.id))).await;
         for (member, seen) in members.iter().zip(looks) {
             match seen? {
-                Some(seen) if seen.session.live.handle == member.handle => alive.push(seen),
-                _ => leaving.push((member.handle, None)),
+                Look::Alive(seen) if seen.session.live.handle == member.handle => alive.push(*seen),
+                Look::Alive(_) | Look::Dead => leaving.push((member.handle, None)),
+                Look::Unreadable => {}
             }
         }
-        let excess = (alive.len() + 1).saturating_sub(most);
+        let staying = members.len() - leaving.len();
+        let excess = (staying + 1).saturating_sub(most);
         if excess > 0 && over == OverCap::Refuse {
             return Err(SessionError::new(SessionErrorKind::OverCap));
         }
@@ -166,31 +179,30 @@ impl Store {
     async fn dead(&self, members: &[Member]) -> Vec<Member> {
         let looks = join_all(members.iter().map(|member| self.look(member.id))).await;
         let seen = members.iter().zip(looks);
-        seen.filter(|(_, seen)| matches!(seen, Ok(None))).map(|(member, _)| *member).collect()
+        seen.filter(|(_, seen)| matches!(seen, Ok(Look::Dead))).map(|(member, _)| *member).collect()
     }
 
     /// What has become of a session, without using it.
-    pub(in crate::session) async fn look(
-        &self,
-        mut id: TokenDigest,
-    ) -> StorageResult<Option<Seen>> {
+    pub(in crate::session) async fn look(&self, mut id: TokenDigest) -> StorageResult<Look> {
         for _ in 0..MOST_MOVES {
             let sent = Instant::now();
             let found = self.timed(self.storage.get(&self.key(id), Get::new())).await?;
-            let Some(entry) = found.entry else { return Ok(None) };
-            match self.decode(id, &entry).await {
-                None | Some(Record::Moved(Moved { successor: None, .. })) => return Ok(None),
-                Some(Record::Moved(Moved { successor: Some(next), .. })) => id = next,
-                Some(Record::Live(live)) => {
+            let Some(entry) = found.entry else { return Ok(Look::Dead) };
+            match self.judge(None, id, &entry, sent).await {
+                Judged::Ended | Judged::Moved(Moved { successor: None, .. }) => {
+                    return Ok(Look::Dead);
+                }
+                Judged::Unreadable => return Ok(Look::Unreadable),
+                Judged::Moved(Moved { successor: Some(next), .. }) => id = next,
+                Judged::Live(session) => {
                     // The last use has set the life to the idle timeout, or to what was left until
                     // the deadline. Saves count as well.
                     let unused = self.policy.idle.saturating_sub(entry.ttl).min(entry.age);
-                    let session = self.loaded(None, id, &entry, live, sent);
-                    return Ok(session.map(|session| Seen { session, unused }));
+                    return Ok(Look::Alive(Box::new(Seen { session, unused })));
                 }
             }
         }
-        Ok(None)
+        Ok(Look::Dead)
     }
 
     /// Has the index know the present id of a session.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{Loaded, REPLACED_FOR, Store, one_of};
+use super::{Judged, Loaded, REPLACED_FOR, Store, one_of};
 use crate::{
     session::{
         SessionError,
@@ -52,6 +52,15 @@ impl Store {
         if let Some(principal) = &session.live.principal {
             self.forget(principal, session.live.handle).await;
         }
+        Ok(())
+    }
+
+    /// Ends a session that cannot be read.
+    pub(in crate::session) async fn destroy_unreadable(
+        &self,
+        id: TokenDigest,
+    ) -> Result<(), SessionError> {
+        self.timed(self.storage.delete(&self.key(id), When::Always)).await?;
         Ok(())
     }
 
@@ -157,16 +166,14 @@ impl Store {
             PutOutcome::Conflict(Some(entry)) => entry,
         };
         let token = seen.token.clone();
-        let (next, moved) = match self.decode(seen.id, &entry).await {
-            None => return Ok(Meanwhile::Gone),
-            Some(Record::Moved(Moved { successor: None, .. })) => return Ok(Meanwhile::Replaced),
-            Some(Record::Live(live)) => (self.loaded(token, seen.id, &entry, live, sent), false),
-            Some(Record::Moved(moved)) => (self.follow(token, &moved).await?, true),
-        };
-        Ok(match next {
-            None => Meanwhile::Gone,
-            Some(next) if moved => Meanwhile::Moved(next),
-            Some(next) => Meanwhile::Saved(next),
+        Ok(match self.judge(token.clone(), seen.id, &entry, sent).await {
+            Judged::Live(now) => Meanwhile::Saved(now),
+            Judged::Moved(Moved { successor: None, .. }) => Meanwhile::Replaced,
+            Judged::Moved(moved) => match self.follow(token, &moved).await? {
+                Some(next) => Meanwhile::Moved(next),
+                None => Meanwhile::Gone,
+            },
+            Judged::Ended | Judged::Unreadable => Meanwhile::Gone,
         })
     }
 
