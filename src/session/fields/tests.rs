@@ -354,16 +354,15 @@ fn a_struct_has_a_field_for_each_of_its_own() {
 
 #[test]
 fn enums_that_look_like_structs_have_fields() {
-    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
     #[serde(tag = "kind")]
     enum Tagged {
+        #[default]
         Guest,
-        User { id: u64, name: Option<String> },
-    }
-    impl Default for Tagged {
-        fn default() -> Self {
-            Self::Guest
-        }
+        User {
+            id: u64,
+            name: Option<String>,
+        },
     }
     #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
     #[serde(untagged)]
