@@ -15,6 +15,8 @@
 mod changes;
 mod depth;
 mod read;
+#[cfg(test)]
+mod tests;
 
 mod write;
 

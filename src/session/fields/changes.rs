@@ -133,7 +133,10 @@ impl Changes {
         self.0
             .iter()
             .filter(|((class, name), change)| overwrites(*class, name, change))
-            .map(|((_, name), _)| name.to_string())
+            .map(|((class, name), _)| match class {
+                Class::Data | Class::Flash => name.to_string(),
+                Class::Whole => "the whole value".to_owned(),
+            })
             .collect()
     }
 }
@@ -153,10 +156,11 @@ impl fmt::Debug for Changes {
     }
 }
 
-/// The fields of `default`, but those of `fields` where it has them.
-pub(super) fn overlay(default: &Fields, fields: &Fields) -> Fields {
+/// The fields with those of `default` that they lack; or only with that one.
+pub(super) fn completed(fields: &Fields, default: &Fields, only: Option<&str>) -> Fields {
     let mut out = BytesMut::with_capacity(default.0.len() + fields.0.len());
-    for (default, field) in pairs(default, fields) {
+    for (field, default) in pairs(fields, default) {
+        let default = default.filter(|field| only.is_none_or(|name| field.name == name));
         if let Some(field) = field.or(default) {
             field.put(&mut out);
         }

@@ -27,11 +27,37 @@ where
     if fields.all().all(|field| field.class == Class::Flash) {
         return Ok(T::default());
     }
-    T::deserialize(Top { fields }).or_else(|Failure(first)| {
-        // The error that tells of the record itself says more than one of the mixture.
-        let default = write::encode(&T::default())?;
-        T::deserialize(Top { fields: &changes::overlay(&default, fields) }).map_err(|_| first)
-    })
+    let Failure(error) = match T::deserialize(Top { fields }) {
+        Ok(value) => return Ok(value),
+        Err(failure) => failure,
+    };
+    if error.kind != Kind::Missing {
+        return Err(error);
+    }
+    complete(fields, &write::encode(&T::default())?, error)
+}
+
+/// Reads fields with those of the default value that turn out to be missing, and no others: a field
+/// that is there by its former name would be there twice.
+#[cold]
+fn complete<T: DeserializeOwned>(
+    fields: &Fields,
+    default: &Fields,
+    mut error: FieldsError,
+) -> Result<T, FieldsError> {
+    let mut fields = fields.clone();
+    while error.kind == Kind::Missing {
+        let completed = changes::completed(&fields, default, error.field());
+        if completed == fields {
+            break;
+        }
+        fields = completed;
+        error = match T::deserialize(Top { fields: &fields }) {
+            Ok(value) => return Ok(value),
+            Err(Failure(error)) => error,
+        };
+    }
+    Err(error)
 }
 
 /// The value that [`encode_value`](super::encode_value) has written.
@@ -184,9 +210,15 @@ impl<'de> Deserializer<'de> for Top<'de> {
     fn deserialize_struct<V: Visitor<'de>>(
         self,
         _: &'static str,
-        _: &'static [&'static str],
+        names: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Failure> {
+        // Beside the fields of other types alone it has never been written.
+        if !names.is_empty()
+            && !self.fields.iter(Class::Data).any(|(name, _)| names.contains(&name))
+        {
+            self.whole(EMPTY)?;
+        }
         visitor.visit_map(self.entries())
     }
 

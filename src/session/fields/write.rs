@@ -18,33 +18,35 @@ use super::{Class, EMPTY, Field, Fields, FieldsError, Kind, MAP, VALUE, depth::i
 /// that it is there.
 pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Fields, FieldsError> {
     let mut writer = rmp_serde::Serializer::new(Vec::with_capacity(128)).with_struct_map();
-    let mut shape = Shape::Value;
-    let written = value.serialize(Top { writer: &mut writer, shape: &mut shape });
+    let mut entries = None;
+    let written = value.serialize(Top { writer: &mut writer, entries: &mut entries });
     let buffer = writer.into_inner();
     if written.is_err() {
-        let name = match &shape {
-            Shape::Entries(entries) => entries.last().and_then(|entry| entry.name(&buffer)),
-            Shape::Value => None,
-        };
-        return Err(FieldsError::new(Kind::Unwritable, name));
+        let failed = entries.as_ref().and_then(|entries| entries.last());
+        return Err(FieldsError::new(
+            Kind::Unwritable,
+            failed.and_then(|entry| entry.name(&buffer)),
+        ));
     }
-    match shape {
-        Shape::Value => whole(VALUE, &buffer),
-        Shape::Entries(entries) if entries.is_empty() => whole(EMPTY, &EMPTY_MAP),
-        Shape::Entries(entries) => match named(&entries, &buffer) {
-            Some(fields) => joined(fields),
-            None => {
-                let mut map = Vec::with_capacity(buffer.len() + 5);
-                let count = u32::try_from(entries.len()).unwrap_or(u32::MAX);
-                map.push(0xdf); // map 32
-                map.extend_from_slice(&count.to_be_bytes());
-                map.extend_from_slice(&buffer);
-                whole(MAP, &map)
-            }
-        },
+    let Some(entries) = entries else { return whole(VALUE, &buffer) };
+    if entries.is_empty() {
+        return whole(EMPTY, &EMPTY_MAP);
+    }
+    match named(&entries, &buffer) {
+        Some(fields) => joined(fields),
+        None => {
+            let mut map = Vec::with_capacity(buffer.len() + 5);
+            let count = u32::try_from(entries.len()).unwrap_or(u32::MAX);
+            map.push(MAP_32);
+            map.extend_from_slice(&count.to_be_bytes());
+            map.extend_from_slice(&buffer);
+            whole(MAP, &map)
+        }
     }
 }
 
+/// Of MessagePack: a map whose length follows in four bytes.
+const MAP_32: u8 = 0xdf;
 const EMPTY_MAP: [u8; 1] = [0x80];
 
 /// A single value, for a key that is not a field of a type.
@@ -94,13 +96,6 @@ fn joined(mut fields: Vec<Field<'_>>) -> Result<Fields, FieldsError> {
     Ok(Fields(out.freeze()))
 }
 
-/// What a value has turned out to be.
-enum Shape {
-    /// Neither a struct nor a map.
-    Value,
-    Entries(Vec<Entry>),
-}
-
 /// Where an entry of a struct or map lies in what was written.
 struct Entry {
     key: Range<usize>,
@@ -128,14 +123,13 @@ type Writer = rmp_serde::Serializer<Vec<u8>, StructMapConfig<DefaultConfig>>;
 /// lie.
 struct Top<'a> {
     writer: &'a mut Writer,
-    shape: &'a mut Shape,
+    /// Stays `None` for what is neither a struct nor a map.
+    entries: &'a mut Option<Vec<Entry>>,
 }
 
 impl<'a> Top<'a> {
     fn entries(self, count: usize) -> Entries<'a> {
-        *self.shape = Shape::Entries(Vec::with_capacity(count));
-        let Shape::Entries(entries) = self.shape else { unreachable!("it was just set") };
-        Entries { writer: self.writer, entries }
+        Entries { writer: self.writer, entries: self.entries.insert(Vec::with_capacity(count)) }
     }
 }
 
