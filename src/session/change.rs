@@ -60,6 +60,7 @@ impl Inner {
         match outcome {
             Ok(session) => {
                 state.session = Some(session);
+                state.unreadable = None;
                 state.cookie = CookieAction::Set;
                 state.pending = Changes::default();
                 if stranger {

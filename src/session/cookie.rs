@@ -315,6 +315,7 @@ pub(crate) struct Cookies {
 
 impl Cookies {
     /// As it is sent, prefix and all.
+    #[cfg(test)]
     pub(crate) fn name(&self) -> &str {
         &self.name
     }

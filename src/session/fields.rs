@@ -73,6 +73,7 @@ impl Class {
 pub(crate) struct Fields(Bytes);
 
 impl Fields {
+    #[cfg(test)]
     pub(crate) const fn new() -> Self {
         Self(Bytes::new())
     }
@@ -112,10 +113,12 @@ impl Fields {
     }
 
     /// Of all classes.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.all().count()
     }
 
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

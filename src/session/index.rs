@@ -80,10 +80,12 @@ impl Page {
         self.bucket.members()
     }
 
+    #[cfg(test)]
     pub(super) fn number(&self) -> u32 {
         self.number
     }
 
+    #[cfg(test)]
     pub(super) fn buckets(&self) -> u32 {
         self.buckets
     }

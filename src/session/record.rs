@@ -9,7 +9,7 @@
 //! of a live session:
 //! schema                4 bytes
 //! handle               16 bytes
-//! lifetime, born, rotated, authenticated
+//! born, rotated, authenticated
 //!                       8 bytes   each, in microseconds
 //! predecessor          32 bytes   if there is one
 //! principal             a length of 1 byte or more, and text, if there is one
@@ -74,8 +74,6 @@ pub(crate) struct Live {
     pub(crate) schema: u32,
     /// The public name of the session, which survives rotation.
     pub(crate) handle: Uuid,
-    /// The whole absolute lifetime with which it began.
-    pub(crate) lifetime: Duration,
     /// When it began.
     pub(crate) born: Duration,
     /// When its token was last replaced.
@@ -112,7 +110,6 @@ impl fmt::Debug for Live {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Live")
             .field("schema", &self.schema)
-            .field("lifetime", &self.lifetime)
             .field("born", &self.born)
             .field("rotated", &self.rotated)
             .field("authenticated", &self.authenticated)
@@ -193,7 +190,7 @@ impl Live {
         out.put_u32(self.schema);
         out.put_slice(self.handle.as_bytes());
         let authenticated = self.authenticated.unwrap_or_default();
-        for duration in [self.lifetime, self.born, self.rotated, authenticated] {
+        for duration in [self.born, self.rotated, authenticated] {
             out.put_u64(duration.as_micros().try_into().unwrap_or(u64::MAX));
         }
         if let Some(predecessor) = &self.predecessor {
@@ -212,7 +209,7 @@ impl Live {
         }
         let schema = u32::from_be_bytes(rest.array()?);
         let handle = Uuid::from_bytes(rest.array()?);
-        let (lifetime, born, rotated) = (rest.duration()?, rest.duration()?, rest.duration()?);
+        let (born, rotated) = (rest.duration()?, rest.duration()?);
         let authenticated = rest.duration()?;
         let authenticated = (flags & AUTHENTICATED != 0).then_some(authenticated);
         let predecessor = rest.digest(flags & PREDECESSOR != 0)?;
@@ -224,7 +221,6 @@ impl Live {
         Ok(Self {
             schema,
             handle,
-            lifetime,
             born,
             rotated,
             authenticated,

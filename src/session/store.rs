@@ -80,6 +80,7 @@ pub(super) struct Found {
 }
 
 /// What an entry under a session's key is.
+#[allow(clippy::large_enum_variant)] // It is matched at once.
 enum Judged {
     Live(Loaded),
     Moved(Moved),

@@ -31,10 +31,12 @@ impl SessionToken {
         Self(bytes)
     }
 
+    #[cfg(test)]
     pub(super) const fn from_bytes(bytes: [u8; BYTES]) -> Self {
         Self(bytes)
     }
 
+    #[cfg(test)]
     pub(super) const fn as_bytes(&self) -> &[u8; BYTES] {
         &self.0
     }

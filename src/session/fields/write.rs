@@ -7,7 +7,7 @@ use rmp_serde::{
     config::{DefaultConfig, StructMapConfig},
     encode::Error,
 };
-use serde::ser::{self, Serialize, Serializer as _};
+use serde::ser::{self, Serialize};
 
 use super::{Class, EMPTY, Field, Fields, FieldsError, Kind, MAP, VALUE, depth::is_too_deep};
 

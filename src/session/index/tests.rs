@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::*;
 use crate::{
     MemoryStorage,
+    session::token::TokenDigest,
     storage::{Capabilities, Charge, Invalidation, Lookup, Tags, Verdict},
 };
 

@@ -15,7 +15,6 @@ fn live() -> Live {
     Live {
         schema: 3,
         handle: Uuid::from_bytes([7; 16]),
-        lifetime: Duration::from_secs(86_400),
         born: Duration::from_secs(86_400),
         rotated: Duration::from_micros(80_000_000_001),
         authenticated: Some(Duration::from_secs(80_000)),
@@ -83,7 +82,6 @@ fn any_record() -> impl Strategy<Value = Record> {
             Record::Live(Live {
                 schema,
                 handle: Uuid::from_u128(handle),
-                lifetime: times.0,
                 born: times.1,
                 rotated: times.2,
                 authenticated: times.3,
@@ -200,9 +198,9 @@ fn values_are_not_copied() {
 #[test]
 fn durations_are_kept_to_the_microsecond() {
     let read = |duration| {
-        let record = Record::Live(Live { lifetime: duration, ..live() });
+        let record = Record::Live(Live { born: duration, ..live() });
         let Ok(Record::Live(read)) = Record::decode(record.encode()) else { panic!() };
-        read.lifetime
+        read.born
     };
     assert_eq!(read(Duration::from_nanos(1_999)), Duration::from_micros(1));
     assert_eq!(read(Duration::MAX), Duration::from_micros(u64::MAX));
