@@ -57,7 +57,7 @@ impl<R> SessionHandle<R> {
     ///
     /// # Errors
     ///
-    /// If the storage gives no answer and the policy is [`Outage::Closed`].
+    /// If the storage gives no answer and the policy is [`Outage::Closed`](super::Outage::Closed).
     pub async fn load(&self) -> Result<(), SessionError> {
         self.inner.load().await
     }
@@ -107,7 +107,7 @@ impl<R> SessionHandle<R> {
     ///
     /// # Errors
     ///
-    /// If the storage gives no answer and the policy is [`Outage::Closed`].
+    /// If the storage gives no answer and the policy is [`Outage::Closed`](super::Outage::Closed).
     pub async fn session<T: SessionData>(&self) -> Result<Session<T, R>, SessionError> {
         self.load().await?;
         let (value, era) = self.inner.read();
@@ -124,7 +124,7 @@ impl<R> SessionHandle<R> {
     ///
     /// # Errors
     ///
-    /// If the storage gives no answer and the policy is [`Outage::Closed`].
+    /// If the storage gives no answer and the policy is [`Outage::Closed`](super::Outage::Closed).
     pub async fn read<T: SessionData>(&self) -> Result<ReadSession<T, R>, SessionError> {
         self.load().await?;
         let (value, _) = self.inner.read();
@@ -138,9 +138,9 @@ impl<R> SessionHandle<R> {
     ///
     /// # Errors
     ///
-    /// [`Gone`](SessionErrorKind::Gone) if all sessions of the principal were ended since this request
+    /// [`Gone`](super::SessionErrorKind::Gone) if all sessions of the principal were ended since this request
     /// first looked at its session, or if the visitor has logged out meanwhile;
-    /// [`OverCap`](SessionErrorKind::OverCap); or if the storage gives no answer: the client then has
+    /// [`OverCap`](super::SessionErrorKind::OverCap); or if the storage gives no answer: the client then has
     /// its old session, or has to log in again.
     ///
     /// # Cancel safety
@@ -161,7 +161,7 @@ impl<R> SessionHandle<R> {
     ///
     /// # Errors
     ///
-    /// [`Unauthenticated`](SessionErrorKind::Unauthenticated) without a principal, and as
+    /// [`Unauthenticated`](super::SessionErrorKind::Unauthenticated) without a principal, and as
     /// [`rotate`](Self::rotate).
     ///
     /// # Cancel safety
@@ -179,7 +179,7 @@ impl<R> SessionHandle<R> {
     ///
     /// # Errors
     ///
-    /// [`Gone`](SessionErrorKind::Gone) if the session has ended meanwhile; or if the storage gives no
+    /// [`Gone`](super::SessionErrorKind::Gone) if the session has ended meanwhile; or if the storage gives no
     /// answer: the client then has its old session, or has to log in again.
     ///
     /// # Cancel safety
@@ -208,8 +208,8 @@ impl<R> SessionHandle<R> {
     ///
     /// # Errors
     ///
-    /// [`Gone`](SessionErrorKind::Gone) if the session has ended meanwhile: nothing was written.
-    /// [`HeadSent`](SessionErrorKind::HeadSent) for a new session after the head has left. Or if the
+    /// [`Gone`](super::SessionErrorKind::Gone) if the session has ended meanwhile: nothing was written.
+    /// [`HeadSent`](super::SessionErrorKind::HeadSent) for a new session after the head has left. Or if the
     /// storage gives no answer: whether it was written is unknown.
     ///
     /// # Cancel safety
@@ -258,7 +258,7 @@ impl<R> SessionHandle<R> {
     ///
     /// # Errors
     ///
-    /// [`Unauthenticated`](SessionErrorKind::Unauthenticated) without a principal; or if the storage
+    /// [`Unauthenticated`](super::SessionErrorKind::Unauthenticated) without a principal; or if the storage
     /// gives no answer.
     pub async fn list(&self, at: SessionCursor) -> Result<SessionPage, SessionError> {
         self.load().await?;
@@ -272,7 +272,7 @@ impl<R> SessionHandle<R> {
     ///
     /// # Errors
     ///
-    /// [`Unauthenticated`](SessionErrorKind::Unauthenticated) without a principal; or if the storage
+    /// [`Unauthenticated`](super::SessionErrorKind::Unauthenticated) without a principal; or if the storage
     /// gives no answer: the session may go on.
     pub async fn end(&self, public_id: Uuid) -> Result<(), SessionError> {
         self.load().await?;
@@ -288,8 +288,8 @@ impl<R> SessionHandle<R> {
     ///
     /// # Errors
     ///
-    /// [`Unauthenticated`](SessionErrorKind::Unauthenticated) without a principal;
-    /// [`Gone`](SessionErrorKind::Gone) if this session has ended meanwhile. If the storage gives no
+    /// [`Unauthenticated`](super::SessionErrorKind::Unauthenticated) without a principal;
+    /// [`Gone`](super::SessionErrorKind::Gone) if this session has ended meanwhile. If the storage gives no
     /// answer, this session may have ended too.
     ///
     /// # Cancel safety
