@@ -1,6 +1,12 @@
 //! Sessions as axum extractors.
 
-use std::{any::type_name, fmt, marker::PhantomData, ops::Deref, time::Duration};
+use std::{
+    any::type_name,
+    fmt,
+    marker::PhantomData,
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
 
 use axum_core::{
     body::Body,
@@ -10,8 +16,8 @@ use axum_core::{
 use http::{HeaderValue, StatusCode, header, request::Parts};
 
 use super::{
-    ReadSession, RequiredSession, Session, SessionData, SessionError, SessionErrorKind,
-    SessionHandle, policy::Unauthorized,
+    ReadSession, Session, SessionData, SessionError, SessionErrorKind, SessionHandle,
+    policy::Unauthorized,
 };
 use crate::{RequestHead, problem::Problem};
 
@@ -171,7 +177,7 @@ impl<R: 'static, S: Sync> FromRequestParts<S> for SessionHandle<R> {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
         let handle = handle::<R>(parts)?;
         handle.inner.recognise(RequestHead::from_parts(parts));
-        handle.begin().await?;
+        handle.begin_login().await?;
         Ok(handle)
     }
 }
@@ -211,6 +217,41 @@ impl<T: SessionData, R: 'static, S: Sync> OptionalFromRequestParts<S> for ReadSe
         let Some(handle) = live::<R>(parts).await? else { return Ok(None) };
         let session = handle.read().await?;
         Ok(Some(session).filter(|_| handle.exists()))
+    }
+}
+
+/// A session that must be there: without one, the request is answered with 401, or sent to the
+/// [login page](super::Policy::with_login_redirect).
+pub struct RequiredSession<T: SessionData, R = ()>(Session<T, R>);
+
+impl<T: SessionData, R> RequiredSession<T, R> {
+    fn new(session: Session<T, R>) -> Self {
+        Self(session)
+    }
+
+    /// As [`Session`].
+    pub fn into_session(self) -> Session<T, R> {
+        self.0
+    }
+}
+
+impl<T: SessionData, R> Deref for RequiredSession<T, R> {
+    type Target = Session<T, R>;
+
+    fn deref(&self) -> &Session<T, R> {
+        &self.0
+    }
+}
+
+impl<T: SessionData, R> DerefMut for RequiredSession<T, R> {
+    fn deref_mut(&mut self) -> &mut Session<T, R> {
+        &mut self.0
+    }
+}
+
+impl<T: SessionData + fmt::Debug, R> fmt::Debug for RequiredSession<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RequiredSession").field(&*self.0).finish()
     }
 }
 

@@ -114,8 +114,13 @@ impl<R> SessionHandle<R> {
         Ok(Session::new(self.clone(), value, era))
     }
 
-    /// Looks the session up, and from which moment on its end counts if there is none.
-    pub(super) async fn begin(&self) -> Result<(), SessionError> {
+    /// Looks the session up, and notes that a login begins now, so that the end of all sessions of its
+    /// principal, from now on, ends that one too. As an axum extractor the handle has done it.
+    ///
+    /// # Errors
+    ///
+    /// If the storage gives no answer and the policy is [`Outage::Closed`](super::Outage::Closed).
+    pub async fn begin_login(&self) -> Result<(), SessionError> {
         self.load().await?;
         self.inner.take_fence().await
     }
@@ -149,8 +154,8 @@ impl<R> SessionHandle<R> {
     ///
     /// # Security
     ///
-    /// Extract the handle, or [`load`](Self::load), *before* you check the password: then a check
-    /// that began before the end of all sessions does not survive it.
+    /// Extract the handle, or call [`begin_login`](Self::begin_login), *before* you check the password:
+    /// then a check that began before the end of all sessions does not survive it.
     pub async fn login(&self, login: impl Into<Login>) -> Result<(), SessionError> {
         let login = login.into();
         self.load().await?;

@@ -165,7 +165,9 @@ mod value;
 #[cfg_attr(docsrs, doc(cfg(feature = "secure-cookies")))]
 pub use self::cookie::KeyRing;
 #[cfg(feature = "axum")]
-pub use self::extract::{Principal, RecentAuth, SessionRejection, SessionRejectionKind};
+pub use self::extract::{
+    Principal, RecentAuth, RequiredSession, SessionRejection, SessionRejectionKind,
+};
 pub use self::{
     cookie::{CookieError, CookieSettings, SameSite},
     data::{SessionData, SessionMap},
@@ -180,6 +182,6 @@ pub use self::{
     service::SessionService,
     sessions::{ParseCursorError, SessionCursor, SessionInfo, SessionPage, Sessions},
     token::SessionToken,
-    value::{ReadSession, RequiredSession, Session},
+    value::{ReadSession, Session},
 };
 pub use crate::body::ResponseBody;

@@ -185,38 +185,3 @@ impl<T: fmt::Debug, R> fmt::Debug for ReadSession<T, R> {
         f.debug_tuple("ReadSession").field(&self.value).finish()
     }
 }
-
-/// A session that must be there: without one, the request is answered with 401, or sent to the
-/// [login page](super::Policy::with_login_redirect).
-pub struct RequiredSession<T: SessionData, R = ()>(Session<T, R>);
-
-impl<T: SessionData, R> RequiredSession<T, R> {
-    pub(super) fn new(session: Session<T, R>) -> Self {
-        Self(session)
-    }
-
-    /// As [`Session`].
-    pub fn into_session(self) -> Session<T, R> {
-        self.0
-    }
-}
-
-impl<T: SessionData, R> Deref for RequiredSession<T, R> {
-    type Target = Session<T, R>;
-
-    fn deref(&self) -> &Session<T, R> {
-        &self.0
-    }
-}
-
-impl<T: SessionData, R> DerefMut for RequiredSession<T, R> {
-    fn deref_mut(&mut self) -> &mut Session<T, R> {
-        &mut self.0
-    }
-}
-
-impl<T: SessionData + fmt::Debug, R> fmt::Debug for RequiredSession<T, R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("RequiredSession").field(&self.0.value).finish()
-    }
-}

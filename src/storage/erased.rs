@@ -103,7 +103,7 @@ impl AnyStorage {
     }
 
     /// Whether every operation is done at its first poll.
-    #[cfg(any(feature = "rate-limit", feature = "cache"))]
+    #[cfg(any(feature = "rate-limit", feature = "cache", feature = "session"))]
     pub(crate) fn answers_at_once(&self) -> bool {
         self.memory.is_some()
     }
