@@ -1,9 +1,11 @@
 //! The contestants of the rate-limit figures, all behind one axum route, and what measures them. Those
-//! of the cache have a module of their own.
+//! of the cache and of sessions have modules of their own.
 
 pub mod cache;
 pub mod measure;
+pub mod rates;
 pub mod server;
+pub mod session;
 
 use std::{
     convert::Infallible,

@@ -1,7 +1,7 @@
 //! Sends requests through one contestant, to be watched by a profiler:
 //! `valgrind --tool=callgrind target/release/spin "tower-keep, all headers" 20000`.
 
-use tower_keep_benches::{cache, contestants};
+use tower_keep_benches::{cache, contestants, session};
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -16,10 +16,18 @@ fn main() {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(async {
-        let mut all = cache::contestants().into_iter();
+        if let Some(mut contestant) =
+            cache::contestants().into_iter().find(|one| one.name() == name)
+        {
+            for turn in 0..requests {
+                contestant.send(turn).await;
+            }
+            return;
+        }
+        let mut all = session::contestants().await.into_iter();
         let mut contestant = all.find(|one| one.name() == name).expect("the name of a contestant");
-        for turn in 0..requests {
-            contestant.send(turn).await;
+        for _ in 0..requests {
+            contestant.send().await;
         }
     });
 }
