@@ -450,14 +450,15 @@ async fn two_processes_on_one_redis_have_the_same_sessions() {
     let mut copy = alice.clone();
     alice.post(&two, "/api/logout", "").await;
     assert_problem(&copy.get(&one, "/api/me").await, StatusCode::UNAUTHORIZED);
+
+    let keys = server.ask("KEYS *");
+    for secret in ["alice", "bob", copy.cookie.unwrap().trim_start_matches("sid=")] {
+        assert!(keys.contains("session.sid") && !keys.contains(secret), "{keys}");
+    }
 }
 
-#[tokio::test]
-async fn without_redis_what_needs_a_session_is_refused_at_once() {
-    let mut server = RedisServer::start();
-    let demo = &Demo::start(&[("REDIS_URL", &server.url())]);
-    let mut alice = Visitor::logged_in(demo, "alice").await;
-    server.kill();
+/// Asks for all that needs a session, as one who has one.
+async fn all_is_refused_at_once(demo: &Demo, alice: &mut Visitor) {
     let item = "{\"product\": 1, \"quantity\": 1}";
     for (method, path, body) in [
         ("GET", "/api/whoami", ""),
@@ -485,11 +486,32 @@ async fn without_redis_what_needs_a_session_is_refused_at_once() {
     for path in ["/", "/api/ping", "/api/products/1", "/health/live"] {
         assert_eq!(stranger.get(demo, path).await.status(), StatusCode::OK, "{path}");
     }
+}
 
-    server.restart();
+#[tokio::test]
+async fn without_redis_what_needs_a_session_is_refused_at_once() {
+    let mut server = RedisServer::start();
+    let demo = &Demo::start(&[("REDIS_URL", &server.url())]);
+    let mut alice = Visitor::logged_in(demo, "alice").await;
+
+    server.pause_process();
+    all_is_refused_at_once(demo, &mut alice).await;
+    server.resume();
     let start = Instant::now();
-    while stranger.login(demo, "eve").await.status() != StatusCode::OK {
+    while alice.get(demo, "/api/me").await.status() != StatusCode::OK {
         assert!(start.elapsed() < Duration::from_secs(10), "it does not heal");
     }
-    assert_eq!(body(&stranger.get(demo, "/api/me").await)["user"], "eve");
+
+    server.kill();
+    all_is_refused_at_once(demo, &mut alice).await;
+    // One that never saw Redis says the same.
+    all_is_refused_at_once(&Demo::start(&[("REDIS_URL", &server.url())]), &mut alice).await;
+
+    server.restart();
+    let mut eve = Visitor::default();
+    let start = Instant::now();
+    while eve.login(demo, "eve").await.status() != StatusCode::OK {
+        assert!(start.elapsed() < Duration::from_secs(10), "it does not heal");
+    }
+    assert_eq!(body(&eve.get(demo, "/api/me").await)["user"], "eve");
 }
