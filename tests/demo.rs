@@ -16,6 +16,8 @@ use hyper_util::{
 };
 use serde_json::Value;
 
+#[path = "demo/account.rs"]
+mod account;
 mod support;
 
 use support::RedisServer;

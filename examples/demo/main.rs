@@ -3,6 +3,7 @@
 //! `cargo run --example demo` keeps its state in memory; with `REDIS_URL` set, in Redis. `HOST`,
 //! `PORT` and `DEMO_TRUSTED_PROXIES` (comma-separated networks) change the rest.
 
+mod account;
 mod products;
 mod routes;
 

@@ -128,6 +128,10 @@ fn find(id: Id) -> Option<usize> {
     (0..NAMES.len()).find(|index| (index + 1).to_string() == id)
 }
 
+pub(crate) fn exists(id: u32) -> bool {
+    usize::try_from(id).is_ok_and(|id| (1..=NAMES.len()).contains(&id))
+}
+
 fn tag(index: usize) -> String {
     format!("product:{}", index + 1)
 }

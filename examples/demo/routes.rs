@@ -29,6 +29,7 @@ pub(crate) fn app(storage: AnyStorage, address: ClientAddress) -> Router {
         .merge(search(&storage, &address))
         .merge(otp(&storage))
         .merge(crate::products::products(&storage))
+        .merge(crate::account::account(&storage, &address))
 }
 
 /// One quota by client address.
