@@ -19,7 +19,7 @@ use super::{
     Device, Policy, PolicyError, SessionError,
     cookie::Cookies,
     index::{Cursor, Member},
-    store::{Loaded, Seen, Store},
+    store::{Loaded, Seen, Standing, Store},
 };
 use crate::{
     clock,
@@ -174,20 +174,21 @@ impl Shared {
         let read = store.timed(store.index.read(principal, at.0)).await?;
         let looks = read.members().iter().map(|member| store.look(member.id));
         let (mut sessions, mut dead, mut moved) = (Vec::new(), Vec::new(), Vec::new());
-        for (member, seen) in read.members().iter().zip(join_all(looks).await) {
+        for (member, standing) in read.members().iter().zip(join_all(looks).await) {
             // The index is a hint; what the record says counts.
-            let seen = seen?.filter(|seen| {
-                let live = &seen.session.live;
-                live.principal.as_deref() == Some(principal) && live.handle == member.handle
-            });
-            match seen {
-                None => dead.push(*member),
-                Some(Seen { session, unused }) => {
+            match standing? {
+                Standing::Alive(Seen { session, unused })
+                    if session.live.principal.as_deref() == Some(principal)
+                        && session.live.handle == member.handle =>
+                {
                     if session.id != member.id {
                         moved.push(Member { id: session.id, ..*member });
                     }
                     sessions.push(info(&session, unused));
                 }
+                // It may be back in a moment.
+                Standing::Replaced => {}
+                _ => dead.push(*member),
             }
         }
         if let Some(current) = current {

@@ -592,7 +592,7 @@ impl Store {
 
     /// Ends all sessions of a principal, and those whose login has begun.
     pub(super) async fn end_all(&self, principal: &str) -> StorageResult<()> {
-        self.invalidate(&[all_of(principal)]).await
+        self.invalidate(&[all_of(principal), witnesses_of(principal)]).await
     }
 
     async fn invalidate(&self, tags: &[Tag]) -> StorageResult<()> {
@@ -605,23 +605,25 @@ impl Store {
     ///
     /// The tag of the principal ends this one as well, so it is put anew after that. Until it is put,
     /// a logout finds nothing to delete and uses the tag of this one session. A witness that carries
-    /// only that tag, and so lives through the end of all, shows whether that has happened; the fence
-    /// with which the witness is read is the one with which the session is put.
+    /// that tag and not the principal's shows whether that has happened; the fence with which the
+    /// witness is read is the one with which the session is put.
+    ///
+    /// Whoever else ends this session meanwhile leaves his mark on the witness as well: the end of
+    /// all by a tag of its own, and another session that ends its others by a witness in its place. Of
+    /// two that end one another at most one is left.
     pub(super) async fn end_others(
         &self,
         session: &Loaded,
         principal: &str,
         fence: Fence,
     ) -> Result<Option<Loaded>, SessionError> {
-        let own = [one_of(principal, session.live.handle)];
-        let witness = Identity::new((self.new_token)().digest().as_bytes());
-        let witness = Key::new(&self.namespace, &self.witnesses, witness);
+        let tags = [one_of(principal, session.live.handle), witnesses_of(principal)];
+        let witness = Key::new(&self.namespace, &self.witnesses, Identity::new(principal));
         let put = Put::new(Bytes::new(), REPLACED_FOR)
-            .with_condition(When::Absent)
             .with_max_lifetime(REPLACED_FOR)
-            .with_tags(&own)
+            .with_tags(&tags)
             .with_fence(fence);
-        let PutOutcome::Stored(_) = self.timed(self.storage.put(&witness, put)).await? else {
+        let PutOutcome::Stored(own) = self.timed(self.storage.put(&witness, put)).await? else {
             return Ok(None);
         };
         let mut current = session.clone();
@@ -633,9 +635,10 @@ impl Store {
                 Meanwhile::Saved(now) | Meanwhile::Moved(now) => current = now,
             }
         }
-        self.end_all(principal).await?;
+        self.invalidate(&[all_of(principal)]).await?;
         let seen = self.timed(self.storage.get(&witness, Get::new().with_fence())).await?;
-        let (Some(_), Some(fence)) = (seen.entry, seen.fence) else { return Ok(None) };
+        let witness = seen.entry.filter(|entry| entry.version == own);
+        let (Some(_), Some(fence)) = (witness, seen.fence) else { return Ok(None) };
         let left = current.life_left();
         let mut live = current.live;
         (live.predecessor, live.rotated) = (None, left);
@@ -738,7 +741,7 @@ impl Store {
             loop {
                 let admit = self.index.admit(principal, member, most, first.take());
                 let Admission::OverCap(page) = self.timed(admit).await? else { return Ok(()) };
-                let leaving = self.leaving(page.members(), most, cap.over).await?;
+                let leaving = self.leaving(principal, page.members(), most, cap.over).await?;
                 let handles: Vec<_> = leaving.iter().map(|(handle, _)| *handle).collect();
                 let swap = self.index.replace_members(principal, page, &handles, member, most);
                 match self.timed(swap).await? {
@@ -773,22 +776,31 @@ impl Store {
     /// Who has to go for one more to have room: the dead, and by the policy the living.
     async fn leaving(
         &self,
+        principal: &str,
         members: &[Member],
         most: usize,
         over: OverCap,
     ) -> Result<Vec<(Uuid, Option<Loaded>)>, SessionError> {
         let mut leaving = Vec::new();
-        let mut alive = Vec::new();
+        let (mut alive, mut replaced) = (Vec::new(), Vec::new());
         let looks = join_all(members.iter().map(|member| self.look(member.id))).await;
-        for (member, seen) in members.iter().zip(looks) {
-            match seen? {
-                Some(seen) if seen.session.live.handle == member.handle => alive.push(seen),
+        for (member, standing) in members.iter().zip(looks) {
+            match standing? {
+                Standing::Alive(seen) if seen.session.live.handle == member.handle => {
+                    alive.push(seen);
+                }
+                Standing::Replaced => replaced.push(member.handle),
                 _ => leaving.push((member.handle, None)),
             }
         }
         let excess = (alive.len() + 1).saturating_sub(most);
         if excess > 0 && over == OverCap::Refuse {
             return Err(SessionError::new(SessionErrorKind::OverCap));
+        }
+        for handle in replaced {
+            // It may be on its way to another id, and who leaves the list must not live on.
+            self.end(principal, handle).await?;
+            leaving.push((handle, None));
         }
         match over {
             OverCap::EndLeastRecentlyUsed => alive.sort_by_key(|seen| Reverse(seen.unused)),
@@ -803,28 +815,35 @@ impl Store {
     async fn dead(&self, members: &[Member]) -> Vec<Member> {
         let looks = join_all(members.iter().map(|member| self.look(member.id))).await;
         let seen = members.iter().zip(looks);
-        seen.filter(|(_, seen)| matches!(seen, Ok(None))).map(|(member, _)| *member).collect()
+        seen.filter(|(_, seen)| matches!(seen, Ok(Standing::Dead)))
+            .map(|(member, _)| *member)
+            .collect()
     }
 
     /// What has become of a session, without using it.
-    pub(super) async fn look(&self, mut id: TokenDigest) -> StorageResult<Option<Seen>> {
+    pub(super) async fn look(&self, mut id: TokenDigest) -> StorageResult<Standing> {
         for _ in 0..MOST_MOVES {
             let sent = Instant::now();
             let found = self.timed(self.storage.get(&self.key(id), Get::new())).await?;
-            let Some(entry) = found.entry else { return Ok(None) };
+            let Some(entry) = found.entry else { return Ok(Standing::Dead) };
             match self.decode(id, &entry).await {
-                None | Some(Record::Moved(Moved { successor: None, .. })) => return Ok(None),
+                None => return Ok(Standing::Dead),
+                Some(Record::Moved(Moved { successor: None, .. })) => {
+                    return Ok(Standing::Replaced);
+                }
                 Some(Record::Moved(Moved { successor: Some(next), .. })) => id = next,
                 Some(Record::Live(live)) => {
                     // The last use has set the life to the idle timeout, or to what was left until
                     // the deadline. Saves count as well.
                     let unused = self.policy.idle.saturating_sub(entry.ttl).min(entry.age);
                     let session = self.loaded(None, id, &entry, live, sent);
-                    return Ok(session.map(|session| Seen { session, unused }));
+                    return Ok(session.map_or(Standing::Dead, |session| {
+                        Standing::Alive(Seen { session, unused })
+                    }));
                 }
             }
         }
-        Ok(None)
+        Ok(Standing::Dead)
     }
 
     /// Has the index know the present id of a session.
@@ -885,6 +904,15 @@ enum Meanwhile {
     Moved(Loaded),
 }
 
+/// What has become of a member of the index.
+pub(super) enum Standing {
+    Alive(Seen),
+    /// Its id was replaced at a change of privileges a short while ago. It is dead, or the index will
+    /// soon know its new id.
+    Replaced,
+    Dead,
+}
+
 /// A session as a list sees it.
 pub(super) struct Seen {
     pub(super) session: Loaded,
@@ -894,6 +922,10 @@ pub(super) struct Seen {
 
 fn all_of(principal: &str) -> Tag {
     Tag::new([b"all\0", principal.as_bytes()].concat())
+}
+
+fn witnesses_of(principal: &str) -> Tag {
+    Tag::new([b"witness\0", principal.as_bytes()].concat())
 }
 
 fn one_of(principal: &str, handle: Uuid) -> Tag {
