@@ -9,6 +9,7 @@ mod support;
 
 mod basics;
 mod nodes;
+mod principals;
 mod races;
 mod shop;
 mod staged;
