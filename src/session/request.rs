@@ -97,6 +97,8 @@ pub(super) struct State {
     pub(super) touched: bool,
     pub(super) loaded: bool,
     pub(super) via: Via,
+    /// The id that the client has sent.
+    presented: Option<TokenDigest>,
     pub(super) session: Option<Loaded>,
     /// The client has one that cannot be read: it counts as none, until a logout or login ends it.
     pub(super) unreadable: Option<Unreadable>,
@@ -201,7 +203,7 @@ impl Inner {
         };
         let found = self.shared.store.load(&token).await;
         let mut state = self.state();
-        (state.loaded, state.via) = (true, via);
+        (state.loaded, state.via, state.presented) = (true, via, Some(token.digest()));
         match found {
             Ok(found) => {
                 if found
@@ -460,20 +462,24 @@ impl Inner {
         if store.policy.saves_after(status) {
             outcome = self.save_pending().await.map(drop);
         }
-        let (session, via, fence, resent) = {
+        let (session, via, fence, presented) = {
             let state = self.state();
-            let resent = matches!(state.cookie, CookieAction::Set);
-            (state.session.clone(), state.via, state.fence, resent)
+            (state.session.clone(), state.via, state.fence, state.presented)
         };
         let Some(session) = session else { return outcome };
-        // The client that was just told the new id again has not used it.
-        if session.live.predecessor.is_some() && !resent {
-            match store.confirm(&session).await {
-                Ok(Some(confirmed)) => self.state().session = Some(confirmed),
-                Ok(None) => {}
-                Err(error) => {
-                    event!(debug, %error, "an old id goes on working until the next request");
+        if session.live.predecessor.is_some() {
+            // Nobody knows yet whether the client has got the new id; another is too early.
+            if presented == Some(session.id) {
+                match store.confirm(&session).await {
+                    Ok(Some(confirmed)) => self.state().session = Some(confirmed),
+                    Ok(None) => {}
+                    Err(error) => {
+                        event!(debug, %error, "an old id goes on working until the next request");
+                    }
                 }
+            } else if session.token.is_some() {
+                // Rotated while this request was under way: its client may get to know it here.
+                self.state().cookie = CookieAction::Set;
             }
         } else if via == Via::Cookie && self.rotates(&session) {
             let left = session.life_left();

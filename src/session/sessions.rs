@@ -177,7 +177,8 @@ impl Shared {
         for (member, seen) in read.members().iter().zip(join_all(looks).await) {
             let Seen { session, unused } = match seen? {
                 Look::Alive(seen) => *seen,
-                Look::Unreadable => continue,
+                // A replaced one may be back in a moment.
+                Look::Unreadable | Look::Replaced => continue,
                 Look::Dead => {
                     dead.push(*member);
                     continue;

@@ -433,7 +433,7 @@ impl Store {
 
     /// Ends all sessions of a principal, and those whose login has begun.
     pub(super) async fn end_all(&self, principal: &str) -> StorageResult<()> {
-        self.invalidate(&[all_of(principal)]).await
+        self.invalidate(&[all_of(principal), witnesses_of(principal)]).await
     }
 
     async fn invalidate(&self, tags: &[Tag]) -> StorageResult<()> {
@@ -460,6 +460,10 @@ impl Store {
 
 fn all_of(principal: &str) -> Tag {
     Tag::new([b"all\0", principal.as_bytes()].concat())
+}
+
+fn witnesses_of(principal: &str) -> Tag {
+    Tag::new([b"witness\0", principal.as_bytes()].concat())
 }
 
 fn one_of(principal: &str, handle: Uuid) -> Tag {

@@ -8,7 +8,11 @@ use tower_keep::{RedisStorage, Storage, storage::AnyStorage};
 mod support;
 
 mod basics;
+mod nodes;
+mod principals;
+mod races;
 mod shop;
+mod staged;
 
 /// A storage on this server. A busy test machine may take longer than the default allows, and what
 /// a slow answer does is tested elsewhere.

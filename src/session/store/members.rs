@@ -22,6 +22,9 @@ use crate::{
 pub(in crate::session) enum Look {
     Alive(Box<Seen>),
     Dead,
+    /// Its id was replaced at a change of privileges a short while ago. It is dead, or the index will
+    /// soon know its new id.
+    Replaced,
     /// A session that is not for this policy to judge.
     Unreadable,
 }
@@ -112,7 +115,7 @@ impl Store {
             loop {
                 let admit = self.index.admit(principal, member, most, first.take());
                 let Admission::OverCap(page) = self.timed(admit).await? else { return Ok(()) };
-                let leaving = self.leaving(page.members(), most, cap.over).await?;
+                let leaving = self.leaving(principal, page.members(), most, cap.over).await?;
                 let handles: Vec<_> = leaving.iter().map(|(handle, _)| *handle).collect();
                 let swap = self.index.replace_members(principal, page, &handles, member, most);
                 match self.timed(swap).await? {
@@ -147,24 +150,31 @@ impl Store {
     /// Who has to go for one more to have room: the dead, and by the policy the living.
     async fn leaving(
         &self,
+        principal: &str,
         members: &[Member],
         most: usize,
         over: OverCap,
     ) -> Result<Vec<(Uuid, Option<Loaded>)>, SessionError> {
         let mut leaving = Vec::new();
-        let mut alive = Vec::new();
+        let (mut alive, mut replaced) = (Vec::new(), Vec::new());
         let looks = join_all(members.iter().map(|member| self.look(member.id))).await;
         for (member, seen) in members.iter().zip(looks) {
             match seen? {
                 Look::Alive(seen) if seen.session.live.handle == member.handle => alive.push(*seen),
+                Look::Replaced => replaced.push(member.handle),
                 Look::Alive(_) | Look::Dead => leaving.push((member.handle, None)),
                 Look::Unreadable => {}
             }
         }
-        let staying = members.len() - leaving.len();
+        let staying = members.len() - leaving.len() - replaced.len();
         let excess = (staying + 1).saturating_sub(most);
         if excess > 0 && over == OverCap::Refuse {
             return Err(SessionError::new(SessionErrorKind::OverCap));
+        }
+        for handle in replaced {
+            // It may be on its way to another id, and who leaves the list must not live on.
+            self.end(principal, handle).await?;
+            leaving.push((handle, None));
         }
         match over {
             OverCap::EndLeastRecentlyUsed => alive.sort_by_key(|seen| Reverse(seen.unused)),
@@ -189,9 +199,8 @@ impl Store {
             let found = self.timed(self.storage.get(&self.key(id), Get::new())).await?;
             let Some(entry) = found.entry else { return Ok(Look::Dead) };
             match self.judge(None, id, &entry, sent).await {
-                Judged::Ended | Judged::Moved(Moved { successor: None, .. }) => {
-                    return Ok(Look::Dead);
-                }
+                Judged::Ended => return Ok(Look::Dead),
+                Judged::Moved(Moved { successor: None, .. }) => return Ok(Look::Replaced),
                 Judged::Unreadable => return Ok(Look::Unreadable),
                 Judged::Moved(Moved { successor: Some(next), .. }) => id = next,
                 Judged::Live(session) => {

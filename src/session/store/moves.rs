@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{Judged, Loaded, REPLACED_FOR, Store, one_of};
+use super::{Judged, Loaded, REPLACED_FOR, Store, all_of, one_of, witnesses_of};
 use crate::{
     session::{
         SessionError,
@@ -207,23 +207,25 @@ impl Store {
     ///
     /// The tag of the principal ends this one as well, so it is put anew after that. Until it is put,
     /// a logout finds nothing to delete and uses the tag of this one session. A witness that carries
-    /// only that tag, and so lives through the end of all, shows whether that has happened; the fence
-    /// with which the witness is read is the one with which the session is put.
+    /// that tag and not the principal's shows whether that has happened; the fence with which the
+    /// witness is read is the one with which the session is put.
+    ///
+    /// Whoever else ends this session meanwhile leaves his mark on the witness as well: the end of
+    /// all by a tag of its own, and another session that ends its others by a witness in its place. Of
+    /// two that end one another at most one is left.
     pub(in crate::session) async fn end_others(
         &self,
         session: &Loaded,
         principal: &str,
         fence: Fence,
     ) -> Result<Option<Loaded>, SessionError> {
-        let own = [one_of(principal, session.live.handle)];
-        let witness = Identity::new((self.new_token)().digest().as_bytes());
-        let witness = Key::new(&self.namespace, &self.witnesses, witness);
+        let tags = [one_of(principal, session.live.handle), witnesses_of(principal)];
+        let witness = Key::new(&self.namespace, &self.witnesses, Identity::new(principal));
         let put = Put::new(Bytes::new(), REPLACED_FOR)
-            .with_condition(When::Absent)
             .with_max_lifetime(REPLACED_FOR)
-            .with_tags(&own)
+            .with_tags(&tags)
             .with_fence(fence);
-        let PutOutcome::Stored(_) = self.timed(self.storage.put(&witness, put)).await? else {
+        let PutOutcome::Stored(own) = self.timed(self.storage.put(&witness, put)).await? else {
             return Ok(None);
         };
         let mut current = session.clone();
@@ -235,9 +237,10 @@ impl Store {
                 Meanwhile::Saved(now) | Meanwhile::Moved(now) => current = now,
             }
         }
-        self.end_all(principal).await?;
+        self.invalidate(&[all_of(principal)]).await?;
         let seen = self.timed(self.storage.get(&witness, Get::new().with_fence())).await?;
-        let (Some(_), Some(fence)) = (seen.entry, seen.fence) else { return Ok(None) };
+        let witness = seen.entry.filter(|entry| entry.version == own);
+        let (Some(_), Some(fence)) = (witness, seen.fence) else { return Ok(None) };
         let left = current.life_left();
         let mut live = current.live;
         (live.predecessor, live.rotated) = (None, left);
