@@ -185,7 +185,7 @@ impl<R> SessionHandle<R> {
     pub fn authenticated_ago(&self) -> Option<Duration> {
         let state = self.inner.state();
         let session = state.session.as_ref()?;
-        Some(session.live.authenticated?.saturating_sub(session.life_left()))
+        Some(session.since(session.live.authenticated?))
     }
 
     /// How long the session can go on at most.
@@ -759,9 +759,7 @@ impl Inner {
                 false => Ok(()),
             };
         };
-        let left = session.life_left();
-        let mut live = session.live.clone();
-        (live.rotated, live.predecessor) = (left, None);
+        let (mut live, left) = session.renewed();
         if authenticated {
             live.authenticated = Some(left);
         }
@@ -837,8 +835,7 @@ impl Inner {
 
     fn rotates(&self, session: &Loaded) -> bool {
         self.shared.store.policy.rotation.is_some_and(|every| {
-            session.token.is_some()
-                && session.live.rotated.saturating_sub(session.life_left()) >= every
+            session.token.is_some() && session.since(session.live.rotated) >= every
         })
     }
 
@@ -890,9 +887,8 @@ impl Inner {
                 }
             }
         } else if via == Via::Cookie && self.rotates(&session) {
-            let left = session.life_left();
-            let mut live = session.live.clone();
-            (live.rotated, live.predecessor) = (left, Some(session.id));
+            let (mut live, left) = session.renewed();
+            live.predecessor = Some(session.id);
             match store.replace(&session, live, left, fence, Replacement::Rotation).await {
                 Ok(rotated) => {
                     let _ = self.moved_to(rotated).await;

@@ -1,6 +1,5 @@
 //! Sessions.
 
-
 mod cookie;
 mod data;
 mod device;

@@ -8,7 +8,10 @@ use tower_keep::{RedisStorage, Storage, storage::AnyStorage};
 mod support;
 
 mod basics;
+mod commands;
 mod shop;
+mod time;
+mod watched;
 
 /// A storage on this server. A busy test machine may take longer than the default allows, and what
 /// a slow answer does is tested elsewhere.
