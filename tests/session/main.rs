@@ -9,6 +9,8 @@ mod support;
 
 mod basics;
 mod commands;
+mod cookies;
+mod probes;
 mod shop;
 mod time;
 mod watched;

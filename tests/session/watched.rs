@@ -197,3 +197,17 @@ pub(crate) fn spellings(token: &str) -> Vec<Vec<u8>> {
 pub(crate) fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle)
 }
+
+/// Bytes as the text of a token: base64url without padding.
+pub(crate) fn as_token(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut text = String::new();
+    for three in bytes.chunks(3) {
+        let number = three.iter().fold(0, |number, byte| number << 8 | usize::from(*byte));
+        let number = number << (8 * (3 - three.len()));
+        for digit in 0..=three.len() {
+            text.push(DIGITS[number >> (18 - 6 * digit) & 63].into());
+        }
+    }
+    text
+}
