@@ -545,15 +545,15 @@ impl Inner {
         }
     }
 
-    /// Takes what a handler has changed, to be saved before the response leaves.
-    pub(super) fn push(&self, changes: Result<Changes, SessionError>, era: u64) {
+    /// Takes what a handler has changed, to be saved before the response leaves, or at once.
+    pub(super) fn push(&self, changes: Result<Changes, SessionError>, era: u64, at_once: bool) {
         let mut state = self.state();
         if state.era != era {
             return;
         }
         match changes {
             Ok(changes) if changes.is_empty() => {}
-            Ok(_) if state.head_sent => {
+            Ok(_) if state.head_sent && !at_once => {
                 event!(
                     warn,
                     "a session was changed after the head of the response had left: nothing was \

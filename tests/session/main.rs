@@ -10,6 +10,8 @@ mod support;
 mod basics;
 mod commands;
 mod cookies;
+mod data;
+mod layers;
 mod probes;
 mod shop;
 mod time;

@@ -33,6 +33,8 @@ struct Seen {
     cut_off: AtomicBool,
     /// Every byte of every key, tag and value.
     bytes: Mutex<Vec<Vec<u8>>>,
+    /// Under which keys something was put, each once.
+    keys: Mutex<Vec<Key>>,
 }
 
 impl Watched {
@@ -65,6 +67,12 @@ impl Watched {
     /// Everything that the storage was given, so far.
     pub(crate) fn bytes(&self) -> Vec<Vec<u8>> {
         self.seen.bytes.lock().unwrap().clone()
+    }
+
+    /// The keys of this detail under which something was put, in order.
+    pub(crate) fn keys(&self, detail: &str) -> Vec<Key> {
+        let keys = self.seen.keys.lock().unwrap();
+        keys.iter().filter(|key| key.detail().as_str() == detail).cloned().collect()
     }
 
     fn keep(&self, bytes: impl Into<Vec<u8>>) {
@@ -115,6 +123,12 @@ impl Storage for Watched {
         self.keep(&*put.value);
         for tag in put.tags {
             self.keep(tag.as_bytes());
+        }
+        {
+            let mut keys = self.seen.keys.lock().unwrap();
+            if !keys.contains(key) {
+                keys.push(key.clone());
+            }
         }
         let outcome = self.inner.put(key, put).await;
         self.wrote(matches!(outcome, Ok(PutOutcome::Stored(_))));
