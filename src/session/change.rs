@@ -89,9 +89,7 @@ impl Inner {
                 false => Ok(()),
             };
         };
-        let left = session.life_left();
-        let mut live = session.live.clone();
-        (live.rotated, live.predecessor) = (left, None);
+        let (mut live, left) = session.renewed();
         if authenticated {
             live.authenticated = Some(left);
         }

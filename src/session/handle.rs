@@ -82,7 +82,7 @@ impl<R> SessionHandle<R> {
     pub fn authenticated_ago(&self) -> Option<Duration> {
         let state = self.inner.state();
         let session = state.session.as_ref()?;
-        Some(session.live.authenticated?.saturating_sub(session.life_left()))
+        Some(session.since(session.live.authenticated?))
     }
 
     /// How long the session can go on at most.

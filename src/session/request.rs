@@ -265,15 +265,15 @@ impl Inner {
         }
     }
 
-    /// Takes what a handler has changed, to be saved before the response leaves.
-    pub(super) fn push(&self, changes: Result<Changes, SessionError>, era: u64) {
+    /// Takes what a handler has changed, to be saved before the response leaves, or at once.
+    pub(super) fn push(&self, changes: Result<Changes, SessionError>, era: u64, at_once: bool) {
         let mut state = self.state();
         if state.era != era {
             return;
         }
         match changes {
             Ok(changes) if changes.is_empty() => {}
-            Ok(_) if state.head_sent => {
+            Ok(_) if state.head_sent && !at_once => {
                 event!(
                     warn,
                     "a session was changed after the head of the response had left: nothing was \
@@ -425,8 +425,7 @@ impl Inner {
 
     fn rotates(&self, session: &Loaded) -> bool {
         self.shared.store.policy.rotation.is_some_and(|every| {
-            session.token.is_some()
-                && session.live.rotated.saturating_sub(session.life_left()) >= every
+            session.token.is_some() && session.since(session.live.rotated) >= every
         })
     }
 
@@ -482,9 +481,8 @@ impl Inner {
                 self.state().cookie = CookieAction::Set;
             }
         } else if via == Via::Cookie && self.rotates(&session) {
-            let left = session.life_left();
-            let mut live = session.live.clone();
-            (live.rotated, live.predecessor) = (left, Some(session.id));
+            let (mut live, left) = session.renewed();
+            live.predecessor = Some(session.id);
             match store.replace(&session, live, left, fence, Replacement::Rotation).await {
                 Ok(rotated) => {
                     let _ = self.moved_to(rotated).await;

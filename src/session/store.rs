@@ -56,6 +56,8 @@ pub(super) struct Loaded {
     pub(super) live: Live,
     /// By this process' clock, and never too late.
     deadline: Instant,
+    /// By how much that is sooner than the record's own, as the policy's lifetime was cut.
+    sooner: Duration,
 }
 
 impl Loaded {
@@ -63,9 +65,24 @@ impl Loaded {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
+    /// The time since a moment of the record.
+    pub(super) fn since(&self, moment: Duration) -> Duration {
+        moment.saturating_sub(self.life_left() + self.sooner)
+    }
+
     /// The time since it began.
     pub(super) fn age(&self) -> Duration {
-        self.live.born.saturating_sub(self.life_left())
+        self.since(self.live.born)
+    }
+
+    /// The record under a new id, whose deadline is so far away: its moments are told by that.
+    pub(super) fn renewed(&self) -> (Live, Duration) {
+        let left = self.life_left();
+        let mut live = self.live.clone();
+        live.born = live.born.saturating_sub(self.sooner);
+        live.authenticated = live.authenticated.map(|moment| moment.saturating_sub(self.sooner));
+        (live.rotated, live.predecessor) = (left, None);
+        (live, left)
     }
 }
 
@@ -253,13 +270,14 @@ impl Store {
                 return Judged::Ended;
             }
         };
-        let left = entry.life_left.unwrap_or(self.policy.lifetime).min(LONGEST);
+        let stored = entry.life_left.unwrap_or(self.policy.lifetime).min(LONGEST);
         // A policy whose lifetime was cut holds for the sessions that are there.
-        let age = live.born.saturating_sub(left);
+        let age = live.born.saturating_sub(stored);
         let Some(most) = self.policy.lifetime.checked_sub(age) else { return Judged::Ended };
         let Some(live) = self.migrated(live) else { return Judged::Unreadable };
-        let deadline = sent + left.min(most);
-        Judged::Live(Loaded { token, id, version: entry.version, live, deadline })
+        let left = stored.min(most);
+        let (version, deadline, sooner) = (entry.version, sent + left, stored - left);
+        Judged::Live(Loaded { token, id, version, live, deadline, sooner })
     }
 
     /// Puts a damaged record aside, so that it is met once.
@@ -320,7 +338,8 @@ impl Store {
             match self.timed(self.storage.put(&self.key(id), put)).await? {
                 PutOutcome::Stored(version) => {
                     let deadline = sent + left;
-                    return Ok(Some(Loaded { token: Some(token), id, version, live, deadline }));
+                    let (token, sooner) = (Some(token), Duration::ZERO);
+                    return Ok(Some(Loaded { token, id, version, live, deadline, sooner }));
                 }
                 PutOutcome::Conflict(None) => return Ok(None),
                 // Somebody's session: another id, never that one.

@@ -91,7 +91,7 @@ impl<T: SessionData, R> Session<T, R> {
     ///
     /// The change is made in full or not at all.
     pub async fn update<O>(&mut self, change: impl FnMut(&mut T) -> O) -> Result<O, SessionError> {
-        self.push_changes();
+        self.push_changes(true);
         let (value, era, outcome) = self.handle.inner.update(change).await?;
         (self.value, self.era, self.before) = (value, era, None);
         Ok(outcome)
@@ -107,18 +107,19 @@ impl<T: SessionData, R> Session<T, R> {
     ///
     /// Once begun, it is carried out to its end.
     pub async fn save(&mut self) -> Result<(), SessionError> {
-        self.push_changes();
+        self.push_changes(true);
         self.handle.save().await
     }
 
-    /// Hands what has changed to the request, to be saved with all else.
-    fn push_changes(&mut self) {
+    /// Hands what has changed to the request, to be saved with all else; or at once, if the caller
+    /// does so.
+    fn push_changes(&mut self, at_once: bool) {
         let Some(before) = self.before.take() else { return };
         let changes = before.and_then(|before| {
             let after = self.value.encode()?;
             Ok(Changes::diff(&before.0, &after.0).with_missing(&after.0, &before.0))
         });
-        self.handle.inner.push(changes, self.era);
+        self.handle.inner.push(changes, self.era, at_once);
     }
 }
 
@@ -142,7 +143,7 @@ impl<T: SessionData, R> DerefMut for Session<T, R> {
 impl<T: SessionData, R> Drop for Session<T, R> {
     fn drop(&mut self) {
         if !thread::panicking() {
-            self.push_changes();
+            self.push_changes(false);
         }
     }
 }

@@ -2,8 +2,6 @@
 
 use std::{
     convert::Infallible,
-    io::{BufRead, BufReader, Write},
-    os::unix::net::UnixStream,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -21,62 +19,9 @@ use tower_keep::{
     storage::{Get, Identity, Invalidation, Key, Name, Put, Tag, Tags},
 };
 
-use crate::support::RedisServer;
+use crate::support::{RedisServer, monitor::Monitor};
 
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// What clients send, as `MONITOR` shows it.
-struct Monitor<'a> {
-    server: &'a RedisServer,
-    lines: BufReader<UnixStream>,
-    questions: usize,
-}
-
-impl<'a> Monitor<'a> {
-    fn start(server: &'a RedisServer) -> Self {
-        let mut stream = UnixStream::connect(server.dir().join("redis.sock")).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        stream.write_all(b"MONITOR\r\n").unwrap();
-        let mut monitor = Self { server, lines: BufReader::new(stream), questions: 0 };
-        assert_eq!(monitor.line(), "+OK");
-        monitor
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = Vec::new();
-        self.lines.read_until(b'\n', &mut line).unwrap();
-        String::from_utf8_lossy(&line).trim_end().to_owned()
-    }
-
-    /// How many scripts, pipelines and other commands came since the last question, and what they
-    /// were: each is one round trip.
-    async fn count(&mut self) -> (usize, Vec<String>) {
-        // An answer is given before it is stored.
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        self.questions += 1;
-        let end = format!("question-{}", self.questions);
-        self.server.ask(&format!("ECHO {end}"));
-        let mut commands = Vec::new();
-        loop {
-            let line = self.line();
-            if line.contains(&end) {
-                return (commands.len(), commands);
-            }
-            let (source, words) = line.split_once("] ").unwrap();
-            // A lookup without a script is one pipeline: `PING`, and these.
-            let piped = ["\"TIME\"", "\"GET\"", "\"GETRANGE\"", "\"HMGET\""];
-            if !source.ends_with(" lua") && !piped.iter().any(|name| words.starts_with(name)) {
-                commands.push(words.chars().take(60).collect());
-            }
-        }
-    }
-
-    async fn expect(&mut self, wanted: usize, what: &str) {
-        let (count, commands) = self.count().await;
-        println!("{what}: {count}");
-        assert_eq!(count, wanted, "{what}: {commands:?}");
-    }
-}
 
 type App = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 

@@ -8,11 +8,18 @@ use tower_keep::{RedisStorage, Storage, storage::AnyStorage};
 mod support;
 
 mod basics;
+mod commands;
+mod cookies;
+mod data;
+mod layers;
 mod nodes;
 mod principals;
+mod probes;
 mod races;
 mod shop;
 mod staged;
+mod time;
+mod watched;
 
 /// A storage on this server. A busy test machine may take longer than the default allows, and what
 /// a slow answer does is tested elsewhere.

@@ -1,6 +1,8 @@
 //! A Redis server of the test's own, and a network that fails on demand.
 #![allow(dead_code)]
 
+pub(crate) mod monitor;
+
 use std::{
     future::Future,
     io::{Read, Write},

@@ -241,9 +241,7 @@ impl Store {
         let seen = self.timed(self.storage.get(&witness, Get::new().with_fence())).await?;
         let witness = seen.entry.filter(|entry| entry.version == own);
         let (Some(_), Some(fence)) = (witness, seen.fence) else { return Ok(None) };
-        let left = current.life_left();
-        let mut live = current.live;
-        (live.predecessor, live.rotated) = (None, left);
+        let (live, left) = current.renewed();
         let new = self.create(live, left, Some(fence)).await?;
         if let Some(new) = &new {
             self.enlist(principal, new).await;
