@@ -6,8 +6,9 @@ use super::{
     Login, SessionError, SessionErrorKind,
     fields::{Changes, Fields},
     record::Live,
-    request::{CookieAction, Inner, Unreadable},
-    store::{Loaded, Replacement},
+    request::{CookieAction, Inner},
+    store::{Instead, Loaded, Look, Replacement},
+    token::TokenDigest,
 };
 use crate::storage::{Error, ErrorKind};
 
@@ -15,7 +16,7 @@ impl Inner {
     pub(super) async fn login(&self, login: Login) -> Result<(), SessionError> {
         let _busy = self.busy.lock().await;
         let store = &self.shared.store;
-        let (old, unreadable, fence, pending) = {
+        let (old, instead, fence, pending) = {
             let state = self.state();
             if state.head_sent {
                 return Err(SessionError::new(SessionErrorKind::HeadSent));
@@ -24,7 +25,7 @@ impl Inner {
                 let message = "the session could not be read, so nobody can log in";
                 return Err(Error::new(ErrorKind::Unavailable, message).into());
             }
-            (state.session.clone(), state.unreadable.clone(), state.fence, state.pending.clone())
+            (state.session.clone(), state.instead.clone(), state.fence, state.pending.clone())
         };
         let fence = match fence {
             Some(fence) => Some(fence),
@@ -33,10 +34,13 @@ impl Inner {
         let stranger = old.as_ref().is_some_and(|old| {
             old.live.principal.as_deref().is_some_and(|other| other != login.principal)
         });
-        let fields = match &old {
-            Some(_) if stranger => Fields::default(),
-            Some(old) => pending.apply(&old.live.fields),
-            None => pending.apply(&Fields::default()),
+        let fields = match (&old, &instead) {
+            (Some(_), _) if stranger => Fields::default(),
+            (Some(old), _) => pending.apply(&old.live.fields),
+            (None, Some(Instead::Replaced { successor: Some(successor) })) => {
+                self.fields_of(*successor, &login.principal).await
+            }
+            (None, _) => pending.apply(&Fields::default()),
         };
         let left = login.lifetime.map_or(store.policy.lifetime, |it| it.min(store.policy.lifetime));
         // Who logs in again goes on under the same public id.
@@ -52,15 +56,15 @@ impl Inner {
             device,
             ..store.anonymous(fields)
         };
-        if let Some(unreadable) = unreadable {
-            self.destroy_unreadable(unreadable).await?;
+        if let Some(instead) = instead {
+            self.destroy_instead(instead).await?;
         }
         let outcome = store.login(old.as_ref(), live, left, fence).await;
         let mut state = self.state();
         match outcome {
             Ok(session) => {
                 state.session = Some(session);
-                state.unreadable = None;
+                state.instead = None;
                 state.cookie = CookieAction::Set;
                 state.pending = Changes::default();
                 if stranger {
@@ -69,6 +73,17 @@ impl Inner {
                 Ok(())
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// What a login at the same time has begun with, if it was the same principal's: two clicks are
+    /// one wish.
+    async fn fields_of(&self, successor: TokenDigest, principal: &str) -> Fields {
+        match self.shared.store.look(successor).await {
+            Ok(Look::Alive(seen)) if seen.session.live.principal.as_deref() == Some(principal) => {
+                seen.session.live.fields
+            }
+            _ => Fields::default(),
         }
     }
 
@@ -100,8 +115,7 @@ impl Inner {
     /// Notes the new id of the session.
     pub(super) async fn moved_to(&self, session: Option<Loaded>) -> Result<(), SessionError> {
         let Some(session) = session else {
-            self.state().forget();
-            return Err(SessionError::new(SessionErrorKind::Gone));
+            return Err(self.state().end());
         };
         {
             let mut state = self.state();
@@ -116,19 +130,23 @@ impl Inner {
 
     pub(super) async fn destroy(&self) -> Result<(), SessionError> {
         let _busy = self.busy.lock().await;
-        let (session, unreadable) = {
+        let (session, instead) = {
             let state = self.state();
             if state.cut_off {
                 let message = "the session could not be read, so it cannot be ended";
                 return Err(Error::new(ErrorKind::Unavailable, message).into());
             }
-            (state.session.clone(), state.unreadable.clone())
+            if let Some(Instead::Replaced { .. } | Instead::Gone) = state.instead {
+                // The client may have got another cookie, which is not for this request to remove.
+                return Err(SessionError::new(SessionErrorKind::Gone));
+            }
+            (state.session.clone(), state.instead.clone())
         };
         if let Some(session) = session {
             self.shared.store.destroy(&session).await?;
         }
-        if let Some(unreadable) = unreadable {
-            self.destroy_unreadable(unreadable).await?;
+        if let Some(instead) = instead {
+            self.destroy_instead(instead).await?;
         }
         let mut state = self.state();
         state.forget();
@@ -136,10 +154,12 @@ impl Inner {
         Ok(())
     }
 
-    async fn destroy_unreadable(&self, session: Unreadable) -> Result<(), SessionError> {
-        match session {
-            Unreadable::Record(id) => self.shared.store.destroy_unreadable(id).await,
-            Unreadable::Data(session) => self.shared.store.destroy(&session).await,
+    /// Ends what counts as no session for this policy or type.
+    async fn destroy_instead(&self, instead: Instead) -> Result<(), SessionError> {
+        match instead {
+            Instead::Unreadable(id) => self.shared.store.destroy_unreadable(id).await,
+            Instead::Mismatch(session) => self.shared.store.destroy(&session).await,
+            Instead::Replaced { .. } | Instead::Gone => Ok(()),
         }
     }
 

@@ -185,3 +185,5 @@ pub use self::{
     value::{ReadSession, Session},
 };
 pub use crate::body::ResponseBody;
+/// The type of public ids, so that handlers need no dependency of their own for it.
+pub use uuid::Uuid;

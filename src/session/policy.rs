@@ -474,6 +474,7 @@ impl fmt::Debug for Policy {
             .field("bearer", &self.bearer)
             .field("outage", &self.outage)
             .field("cap", &self.cap)
+            .field("strict_saves", &self.strict_saves)
             .field("schema", &self.schema)
             .finish_non_exhaustive()
     }

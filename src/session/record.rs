@@ -57,6 +57,7 @@ const NETWORK: u8 = 16;
 
 const SUCCESSOR: u8 = 1;
 const SEALED: u8 = 2;
+const DEAD: u8 = 4;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Record {
@@ -89,11 +90,14 @@ pub(crate) struct Live {
 }
 
 /// What tells where a session went.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Moved {
-    pub(crate) successor: Option<TokenDigest>,
-    /// The new token under a pad, while the client may not have it yet.
-    pub(crate) sealed: Option<[u8; 32]>,
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moved {
+    /// By a rotation. The client may not have its new token yet, so it lies here, under a pad.
+    Rotated { successor: TokenDigest, sealed: [u8; 32] },
+    /// By a rotation, and the new token has been used.
+    Retired { successor: TokenDigest },
+    /// At a change of privileges: the old id is dead.
+    Replaced { successor: Option<TokenDigest> },
 }
 
 /// Why the bytes under a key are no session.
@@ -122,10 +126,11 @@ impl fmt::Debug for Live {
 
 impl fmt::Debug for Moved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Moved")
-            .field("has_successor", &self.successor.is_some())
-            .field("has_sealed", &self.sealed.is_some())
-            .finish()
+        f.write_str(match self {
+            Self::Rotated { .. } => "Rotated",
+            Self::Retired { .. } => "Retired",
+            Self::Replaced { .. } => "Replaced",
+        })
     }
 }
 
@@ -234,25 +239,41 @@ impl Live {
 
 impl Moved {
     fn encode(&self) -> BytesMut {
-        let none = (false, 0);
-        let flags = [(self.successor.is_some(), SUCCESSOR), (self.sealed.is_some(), SEALED)];
-        let mut out = begin(CHECKED_FROM + 2 + 64, MOVED, [flags[0], flags[1], none, none, none]);
-        if let Some(successor) = &self.successor {
+        let (successor, sealed, is_dead) = match self {
+            Self::Rotated { successor, sealed } => (Some(successor), Some(sealed), false),
+            Self::Retired { successor } => (Some(successor), None, false),
+            Self::Replaced { successor } => (successor.as_ref(), None, true),
+        };
+        let flags = [
+            (successor.is_some(), SUCCESSOR),
+            (sealed.is_some(), SEALED),
+            (is_dead, DEAD),
+            (false, 0),
+            (false, 0),
+        ];
+        let mut out = begin(CHECKED_FROM + 2 + 64, MOVED, flags);
+        if let Some(successor) = successor {
             out.put_slice(successor.as_bytes());
         }
-        if let Some(sealed) = &self.sealed {
+        if let Some(sealed) = sealed {
             out.put_slice(sealed);
         }
         out
     }
 
     fn decode(flags: u8, mut rest: Rest<'_>) -> Result<Self, DecodeError> {
-        if flags & !(SUCCESSOR | SEALED) != 0 {
+        if flags & !(SUCCESSOR | SEALED | DEAD) != 0 {
             return Err(DecodeError::OtherVersion);
         }
         let successor = rest.digest(flags & SUCCESSOR != 0)?;
         let sealed = if flags & SEALED != 0 { Some(rest.array()?) } else { None };
-        if rest.0.is_empty() { Ok(Self { successor, sealed }) } else { Err(DecodeError::Damaged) }
+        match (successor, sealed, flags & DEAD != 0) {
+            _ if !rest.0.is_empty() => Err(DecodeError::Damaged),
+            (successor, None, true) => Ok(Self::Replaced { successor }),
+            (Some(successor), Some(sealed), false) => Ok(Self::Rotated { successor, sealed }),
+            (Some(successor), None, false) => Ok(Self::Retired { successor }),
+            _ => Err(DecodeError::Damaged),
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
     privacy,
     record::Live,
     sessions::Shared,
-    store::{Loaded, Replacement},
+    store::{Instead, Loaded, Replacement},
     token::TokenDigest,
 };
 use crate::{
@@ -83,15 +83,6 @@ pub(super) enum CookieAction {
     Remove,
 }
 
-/// What keeps a session from being read.
-#[derive(Clone)]
-pub(super) enum Unreadable {
-    /// Its record.
-    Record(TokenDigest),
-    /// Its data, which does not fit the type of a handler.
-    Data(Box<Loaded>),
-}
-
 #[derive(Default)]
 pub(super) struct State {
     pub(super) touched: bool,
@@ -100,8 +91,7 @@ pub(super) struct State {
     /// The id that the client has sent.
     presented: Option<TokenDigest>,
     pub(super) session: Option<Loaded>,
-    /// The client has one that cannot be read: it counts as none, until a logout or login ends it.
-    pub(super) unreadable: Option<Unreadable>,
+    pub(super) instead: Option<Instead>,
     /// From the first lookup of this request.
     pub(super) fence: Option<Fence>,
     /// Counts how often the session became another: data that was read before belongs to it no more.
@@ -190,9 +180,13 @@ impl Inner {
         if self.state().loaded {
             return Ok(());
         }
-        let (presented, via) = match self.bearer() {
-            presented @ Presented::Token { .. } => (presented, Via::Bearer),
-            _ => (self.cookie(), Via::Cookie),
+        // Of a client that sends both, which then are the same, the cookie is kept up to date.
+        let (presented, via) = match (self.cookie(), self.bearer()) {
+            (Presented::Token { token, renew }, _) => {
+                (Presented::Token { token, renew }, Via::Cookie)
+            }
+            (_, bearer @ Presented::Token { .. }) => (bearer, Via::Bearer),
+            (cookie, _) => (cookie, Via::Cookie),
         };
         let Presented::Token { token, renew } = presented else {
             if matches!(presented, Presented::Ambiguous) {
@@ -214,7 +208,7 @@ impl Inner {
                     state.cookie = CookieAction::Set;
                 }
                 (state.session, state.fence) = (found.session, found.fence);
-                state.unreadable = found.unreadable.map(Unreadable::Record);
+                state.instead = found.instead;
             }
             Err(error) => {
                 event!(warn, %error, "a session could not be looked up");
@@ -259,7 +253,7 @@ impl Inner {
                 // It is left as it is: what is written now begins a session of its own.
                 let session = state.session.take();
                 state.forget();
-                state.unreadable = session.map(Box::new).map(Unreadable::Data);
+                state.instead = session.map(Box::new).map(Instead::Mismatch);
                 (T::default(), state.era)
             }
         }
@@ -302,13 +296,9 @@ impl Inner {
             if state.pending.is_empty() {
                 return Ok(Vec::new());
             }
-            if state.cut_off {
+            if let Err(error) = state.may_write() {
                 state.pending = Changes::default();
-                let message = "the session could not be read, so nothing is written";
-                return Err(Error::new(ErrorKind::Unavailable, message).into());
-            }
-            if state.session.is_none() && state.head_sent {
-                return Err(SessionError::new(SessionErrorKind::HeadSent));
+                return Err(error);
             }
             (state.session.clone(), mem::take(&mut state.pending), state.era)
         };
@@ -335,10 +325,7 @@ impl Inner {
                 }
                 Ok(overwritten)
             }
-            Ok(None) => {
-                state.forget();
-                Err(SessionError::new(SessionErrorKind::Gone))
-            }
+            Ok(None) => Err(state.end()),
             Err(error) => {
                 // To be tried again by whoever wants to.
                 let later = mem::replace(&mut state.pending, changes);
@@ -358,35 +345,31 @@ impl Inner {
         let store = &self.shared.store;
         let (session, pending) = {
             let state = self.state();
-            if state.cut_off {
-                let message = "the session could not be read, so nothing is written";
-                return Err(Error::new(ErrorKind::Unavailable, message).into());
-            }
-            if state.session.is_none() && state.head_sent {
-                return Err(SessionError::new(SessionErrorKind::HeadSent));
-            }
+            state.may_write()?;
             (state.session.clone(), state.pending.clone())
         };
-        let mut apply = |fields: &Fields| -> Result<(Fields, T, O), SessionError> {
+        let mut apply = |fields: &Fields| -> Result<(Option<Fields>, T, O), SessionError> {
             let fields = Encoded(pending.apply(fields));
             let mut value = T::decode(&fields)?;
             let before = value.encode()?;
             let outcome = change(&mut value);
             let after = value.encode()?.0;
             let changes = Changes::diff(&before.0, &after).with_missing(&after, &fields.0);
-            Ok((changes.apply(&fields.0), value, outcome))
+            let is_changed = !changes.is_empty() || !pending.is_empty();
+            Ok((is_changed.then(|| changes.apply(&fields.0)), value, outcome))
         };
         let written = match &session {
             Some(session) => {
                 let rewritten = store.rewrite(session, |current| {
                     let (fields, value, outcome) = apply(&current.fields)?;
-                    let live = Live { fields, ..current.clone() };
+                    let live = fields.map(|fields| Live { fields, ..current.clone() });
                     Ok((live, (value, outcome)))
                 });
                 rewritten.await?
             }
             None => {
                 let (fields, value, outcome) = apply(&Fields::default())?;
+                let Some(fields) = fields else { return Ok((value, self.state().era, outcome)) };
                 let live = store.anonymous(fields);
                 let created = store.create(live, store.policy.lifetime, None).await?;
                 created.map(|created| (created, (value, outcome)))
@@ -402,10 +385,7 @@ impl Inner {
                 state.pending = Changes::default();
                 Ok((value, state.era, outcome))
             }
-            None => {
-                state.forget();
-                Err(SessionError::new(SessionErrorKind::Gone))
-            }
+            None => Err(state.end()),
         }
     }
 
@@ -529,10 +509,39 @@ impl State {
         }
     }
 
+    /// Whether a session can be written, or a new one begun.
+    fn may_write(&self) -> Result<(), SessionError> {
+        if self.cut_off {
+            let message = "the session could not be read, so nothing is written";
+            return Err(Error::new(ErrorKind::Unavailable, message).into());
+        }
+        if self.session.is_some() {
+            return Ok(());
+        }
+        if self.head_sent {
+            return Err(SessionError::new(SessionErrorKind::HeadSent));
+        }
+        match self.instead {
+            // Its cookie could take the place of the one that the client has got, or is to get: of a
+            // login, or of nothing.
+            Some(Instead::Replaced { .. } | Instead::Gone) => {
+                Err(SessionError::new(SessionErrorKind::Gone))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The session has ended while the request was under way.
+    pub(super) fn end(&mut self) -> SessionError {
+        self.forget();
+        self.instead = Some(Instead::Gone);
+        SessionError::new(SessionErrorKind::Gone)
+    }
+
     /// There is no session any more, and nothing of it is to be saved.
     pub(super) fn forget(&mut self) {
         self.session = None;
-        self.unreadable = None;
+        self.instead = None;
         self.pending = Changes::default();
         self.unwritable = None;
         self.cookie = CookieAction::Keep;

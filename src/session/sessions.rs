@@ -199,7 +199,9 @@ impl Shared {
             for session in &mut sessions {
                 session.current = session.public_id == current.live.handle;
             }
-            if at == SessionCursor::START && !sessions.iter().any(|session| session.current) {
+            // Where there are more pages it is on one of them.
+            let is_only = at == SessionCursor::START && read.next().is_none();
+            if is_only && !sessions.iter().any(|session| session.current) {
                 let mut present = info(current, Duration::ZERO);
                 present.current = true;
                 sessions.push(present);
@@ -248,7 +250,7 @@ pub struct SessionInfo {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SessionPage {
-    /// At most 64, or 65 with the one that asks.
+    /// At most 64, or 65 with the one that asks, where the list does not have it yet.
     pub sessions: Vec<SessionInfo>,
     /// Where to go on, if there are more.
     pub next: Option<SessionCursor>,

@@ -92,8 +92,21 @@ pub(super) struct Found {
     pub(super) fence: Option<Fence>,
     /// The session was reached by an id that a rotation has replaced.
     pub(super) moved: bool,
-    /// There is one that this policy cannot read.
-    pub(super) unreadable: Option<TokenDigest>,
+    /// What the id stands for, if not for a session.
+    pub(super) instead: Option<Instead>,
+}
+
+/// What the client's id stands for, if not for a session.
+#[derive(Clone)]
+pub(super) enum Instead {
+    /// It was replaced at a change of privileges a short while ago.
+    Replaced { successor: Option<TokenDigest> },
+    /// A record that this policy cannot read.
+    Unreadable(TokenDigest),
+    /// A session whose data does not fit the type of a handler.
+    Mismatch(Box<Loaded>),
+    /// It has ended while this request was under way.
+    Gone,
 }
 
 /// What an entry under a session's key is.
@@ -198,7 +211,7 @@ impl Store {
         mut id: TokenDigest,
         get: Get,
     ) -> StorageResult<Found> {
-        let mut found = Found { session: None, fence: None, moved: false, unreadable: None };
+        let mut found = Found { session: None, fence: None, moved: false, instead: None };
         for _ in 0..MOST_MOVES {
             let sent = Instant::now();
             let lookup = match self.timed(self.storage.get(&self.key(id), get)).await {
@@ -217,7 +230,7 @@ impl Store {
             match self.judge(token.clone(), id, &entry, sent).await {
                 Judged::Ended => return Ok(found),
                 Judged::Unreadable => {
-                    found.unreadable = Some(id);
+                    found.instead = Some(Instead::Unreadable(id));
                     return Ok(found);
                 }
                 Judged::Live(session) => {
@@ -225,25 +238,26 @@ impl Store {
                     return Ok(found);
                 }
                 Judged::Moved(moved) => {
-                    let Some(successor) = moved.successor else { return Ok(found) };
-                    token = match (token, moved.sealed) {
-                        (Some(old), Some(sealed)) => Some(old.unseal(sealed)),
-                        _ => None,
-                    };
-                    if token.as_ref().is_some_and(|token| token.digest() != successor) {
-                        self.policy.observe(&Notice::Corrupt);
-                        return Ok(found);
+                    match moved {
+                        Moved::Replaced { successor } => {
+                            found.instead = Some(Instead::Replaced { successor });
+                            return Ok(found);
+                        }
+                        Moved::Retired { .. } if entry.age > self.policy.grace => {
+                            event!(
+                                warn,
+                                "the old id of a session was used long after the new one: \
+                                 somebody may have stolen it"
+                            );
+                            self.policy.observe(&Notice::IdReused);
+                            return Ok(found);
+                        }
+                        Moved::Retired { successor } => (token, id) = (None, successor),
+                        Moved::Rotated { successor, sealed } => {
+                            (token, id) = (unsealed(token, successor, sealed), successor);
+                        }
                     }
-                    if moved.sealed.is_none() && entry.age > self.policy.grace {
-                        event!(
-                            warn,
-                            "the old id of a session was used long after the new one: \
-                             somebody may have stolen it"
-                        );
-                        self.policy.observe(&Notice::IdReused);
-                        return Ok(found);
-                    }
-                    (id, found.moved) = (successor, true);
+                    found.moved = true;
                 }
             }
         }
@@ -350,12 +364,12 @@ impl Store {
         Err(Error::new(ErrorKind::Other, message).into())
     }
 
-    /// Changes the live record of a session, wherever it was moved to, until the change holds.
-    /// `None` if the session has ended.
+    /// Changes the live record of a session, wherever it was moved to, until the change holds, or it
+    /// is sure that there is nothing to change. `None` if the session has ended.
     pub(super) async fn rewrite<O>(
         &self,
         from: &Loaded,
-        change: impl FnMut(&Live) -> Result<(Live, O), SessionError>,
+        change: impl FnMut(&Live) -> Result<(Option<Live>, O), SessionError>,
     ) -> Result<Option<(Loaded, O)>, SessionError> {
         self.patiently(self.rewrite_in_turn(from, change)).await
     }
@@ -363,7 +377,7 @@ impl Store {
     async fn rewrite_in_turn<O>(
         &self,
         from: &Loaded,
-        mut change: impl FnMut(&Live) -> Result<(Live, O), SessionError>,
+        mut change: impl FnMut(&Live) -> Result<(Option<Live>, O), SessionError>,
     ) -> Result<Option<(Loaded, O)>, SessionError> {
         let mut current = from.clone();
         let mut turn = None;
@@ -378,6 +392,22 @@ impl Store {
         }
         loop {
             let (live, outcome) = change(&current.live)?;
+            let Some(live) = live else {
+                let sent = Instant::now();
+                let key = self.key(current.id);
+                let Some(entry) = self.timed(self.storage.get(&key, Get::new())).await?.entry
+                else {
+                    return Ok(None);
+                };
+                if entry.version == current.version {
+                    return Ok(Some((current, outcome)));
+                }
+                match self.now(current, &entry, sent).await? {
+                    Some(now) => current = now,
+                    None => return Ok(None),
+                }
+                continue;
+            };
             let value = Record::Live(live.clone()).encode();
             let left = current.life_left();
             let put =
@@ -394,20 +424,25 @@ impl Store {
                     return Ok(Some((current, outcome)));
                 }
                 PutOutcome::Conflict(None) => return Ok(None),
-                PutOutcome::Conflict(Some(entry)) => {
-                    let token = current.token.take();
-                    let judged = self.judge(token.clone(), current.id, &entry, sent).await;
-                    let now = match judged {
-                        Judged::Live(now) => Some(now),
-                        Judged::Moved(moved) => self.follow(token, &moved).await?,
-                        Judged::Ended | Judged::Unreadable => None,
-                    };
-                    match now {
-                        Some(now) => current = now,
-                        None => return Ok(None),
-                    }
-                }
+                PutOutcome::Conflict(Some(entry)) => match self.now(current, &entry, sent).await? {
+                    Some(now) => current = now,
+                    None => return Ok(None),
+                },
             }
+        }
+    }
+
+    /// What a session is now that this entry was found where it was seen.
+    async fn now(
+        &self,
+        seen: Loaded,
+        entry: &Entry,
+        sent: Instant,
+    ) -> StorageResult<Option<Loaded>> {
+        match self.judge(seen.token.clone(), seen.id, entry, sent).await {
+            Judged::Live(now) => Ok(Some(now)),
+            Judged::Moved(moved) => self.follow(seen.token, moved).await,
+            Judged::Ended | Judged::Unreadable => Ok(None),
         }
     }
 
@@ -415,11 +450,13 @@ impl Store {
     async fn follow(
         &self,
         token: Option<SessionToken>,
-        moved: &Moved,
+        moved: Moved,
     ) -> StorageResult<Option<Loaded>> {
-        let Some(successor) = moved.successor else { return Ok(None) };
-        let token = token.zip(moved.sealed).map(|(old, sealed)| old.unseal(sealed));
-        let token = token.filter(|token| token.digest() == successor);
+        let (token, successor) = match moved {
+            Moved::Replaced { .. } => return Ok(None),
+            Moved::Retired { successor } => (None, successor),
+            Moved::Rotated { successor, sealed } => (unsealed(token, successor, sealed), successor),
+        };
         Ok(self.find(token, successor, Get::new()).await?.session)
     }
 
@@ -434,7 +471,7 @@ impl Store {
             let overwritten = changes.overwrites(&from.live.fields, &current.fields);
             let mut live = current.clone();
             live.fields = changes.apply(&current.fields);
-            Ok((live, overwritten))
+            Ok((Some(live), overwritten))
         })
         .await
     }
@@ -475,6 +512,15 @@ impl Store {
             fields,
         }
     }
+}
+
+/// The token of a successor, for who has the one before.
+fn unsealed(
+    old: Option<SessionToken>,
+    successor: TokenDigest,
+    sealed: [u8; 32],
+) -> Option<SessionToken> {
+    old.map(|old| old.unseal(sealed)).filter(|token| token.digest() == successor)
 }
 
 fn all_of(principal: &str) -> Tag {

@@ -78,6 +78,8 @@ impl<T: SessionData, R> Session<T, R> {
     /// Changes the data as one step: by compare-and-swap on the storage, tried again with what is
     /// there until it holds. What was changed before through `DerefMut` is saved with it.
     ///
+    /// A closure that changes nothing writes nothing, and begins no session.
+    ///
     /// The closure may run several times, each time on fresh data. Within this process, updates of one
     /// session take turns.
     ///

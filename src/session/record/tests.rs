@@ -43,15 +43,14 @@ fn bare() -> Live {
 }
 
 fn examples() -> [Record; 6] {
-    let successor = Some(TokenDigest::from_bytes([1; 32]));
-    let sealed = Some([2; 32]);
+    let successor = TokenDigest::from_bytes([1; 32]);
     [
         Record::Live(live()),
         Record::Live(bare()),
-        Record::Moved(Moved { successor, sealed }),
-        Record::Moved(Moved { successor, sealed: None }),
-        Record::Moved(Moved { successor: None, sealed }),
-        Record::Moved(Moved { successor: None, sealed: None }),
+        Record::Moved(Moved::Rotated { successor, sealed: [2; 32] }),
+        Record::Moved(Moved::Retired { successor }),
+        Record::Moved(Moved::Replaced { successor: Some(successor) }),
+        Record::Moved(Moved::Replaced { successor: None }),
     ]
 }
 
@@ -92,8 +91,13 @@ fn any_record() -> impl Strategy<Value = Record> {
             })
         },
     );
-    let moved = (digest(), any::<Option<[u8; 32]>>())
-        .prop_map(|(successor, sealed)| Record::Moved(Moved { successor, sealed }));
+    let moved = (digest(), any::<Option<[u8; 32]>>()).prop_map(|(successor, sealed)| {
+        Record::Moved(match (successor, sealed) {
+            (Some(successor), Some(sealed)) => Moved::Rotated { successor, sealed },
+            (Some(successor), None) => Moved::Retired { successor },
+            (successor, _) => Moved::Replaced { successor },
+        })
+    });
     prop_oneof![3 => live, 1 => moved]
 }
 
@@ -213,6 +217,6 @@ fn nothing_shows_who_it_is_or_what_he_keeps() {
     for secret in ["user 42", "dark", "Saved", "07070707", "Firefox", "192.0.2"] {
         assert!(!shown.contains(secret), "{shown}");
     }
-    let moved = Moved { successor: None, sealed: Some([2; 32]) };
+    let moved = Moved::Rotated { successor: TokenDigest::from_bytes([2; 32]), sealed: [2; 32] };
     assert!(!format!("{moved:?}").contains("2, 2"), "{moved:?}");
 }

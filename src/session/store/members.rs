@@ -200,9 +200,11 @@ impl Store {
             let Some(entry) = found.entry else { return Ok(Look::Dead) };
             match self.judge(None, id, &entry, sent).await {
                 Judged::Ended => return Ok(Look::Dead),
-                Judged::Moved(Moved { successor: None, .. }) => return Ok(Look::Replaced),
+                Judged::Moved(Moved::Replaced { .. }) => return Ok(Look::Replaced),
                 Judged::Unreadable => return Ok(Look::Unreadable),
-                Judged::Moved(Moved { successor: Some(next), .. }) => id = next,
+                Judged::Moved(Moved::Rotated { successor, .. } | Moved::Retired { successor }) => {
+                    id = successor;
+                }
                 Judged::Live(session) => {
                     // The last use has set the life to the idle timeout, or to what was left until
                     // the deadline. Saves count as well.

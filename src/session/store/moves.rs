@@ -70,9 +70,11 @@ impl Store {
             let found = self.timed(self.storage.get(&key, Get::new())).await?.entry;
             let Some(entry) = found else { return Ok(()) };
             if let Ok(Record::Moved(moved)) = Record::decode(entry.value) {
-                match moved.successor {
-                    Some(successor) => id = successor,
-                    None => return Ok(()),
+                match moved {
+                    Moved::Rotated { successor, .. } | Moved::Retired { successor } => {
+                        id = successor;
+                    }
+                    Moved::Replaced { .. } => return Ok(()),
                 }
             } else if self.timed(self.storage.delete(&key, When::Version(entry.version))).await? {
                 return Ok(());
@@ -125,11 +127,11 @@ impl Store {
         loop {
             let (moved, ttl) = match (how, &current.token, &new.token) {
                 (Replacement::Rotation, Some(token), Some(next)) => {
-                    let sealed = Some(next.sealed_by(token));
-                    (Moved { successor: Some(new.id), sealed }, self.ttl(current.life_left()))
+                    let (successor, sealed) = (new.id, next.sealed_by(token));
+                    (Moved::Rotated { successor, sealed }, self.ttl(current.life_left()))
                 }
                 (Replacement::Rotation, ..) => return Ok(None),
-                _ => (Moved { successor: None, sealed: None }, REPLACED_FOR),
+                _ => (Moved::Replaced { successor: Some(new.id) }, REPLACED_FOR),
             };
             let now = match self.move_away(&current, moved, ttl).await? {
                 Meanwhile::Nothing => return Ok(Some(new)),
@@ -168,8 +170,8 @@ impl Store {
         let token = seen.token.clone();
         Ok(match self.judge(token.clone(), seen.id, &entry, sent).await {
             Judged::Live(now) => Meanwhile::Saved(now),
-            Judged::Moved(Moved { successor: None, .. }) => Meanwhile::Replaced,
-            Judged::Moved(moved) => match self.follow(token, &moved).await? {
+            Judged::Moved(Moved::Replaced { .. }) => Meanwhile::Replaced,
+            Judged::Moved(moved) => match self.follow(token, moved).await? {
                 Some(next) => Meanwhile::Moved(next),
                 None => Meanwhile::Gone,
             },
@@ -185,11 +187,10 @@ impl Store {
         let Some(predecessor) = session.live.predecessor else { return Ok(None) };
         let key = self.key(predecessor);
         if let Some(entry) = self.timed(self.storage.get(&key, Get::new())).await?.entry
-            && let Ok(Record::Moved(Moved { successor, sealed: Some(_) })) =
-                Record::decode(entry.value)
-            && successor == Some(session.id)
+            && let Ok(Record::Moved(Moved::Rotated { successor, .. })) = Record::decode(entry.value)
+            && successor == session.id
         {
-            let retired = Record::Moved(Moved { successor, sealed: None }).encode();
+            let retired = Record::Moved(Moved::Retired { successor }).encode();
             let put = Put::new(retired, self.ttl(session.life_left()))
                 .with_condition(When::Version(entry.version));
             self.timed(self.storage.put(&key, put)).await?;
@@ -197,7 +198,7 @@ impl Store {
         let confirmed = self.rewrite(session, |current| {
             let mut live = current.clone();
             live.predecessor = live.predecessor.filter(|other| *other != predecessor);
-            Ok((live, ()))
+            Ok((Some(live), ()))
         });
         Ok(confirmed.await?.map(|(session, ())| session))
     }
@@ -230,7 +231,7 @@ impl Store {
         };
         let mut current = session.clone();
         loop {
-            let nowhere = Moved { successor: None, sealed: None };
+            let nowhere = Moved::Replaced { successor: None };
             match self.move_away(&current, nowhere, REPLACED_FOR).await? {
                 Meanwhile::Nothing => break,
                 Meanwhile::Gone | Meanwhile::Replaced => return Ok(None),
