@@ -213,8 +213,8 @@ impl<R> SessionHandle<R> {
     /// If the storage gives no answer and the policy is [`Outage::Closed`].
     pub async fn session<T: SessionData>(&self) -> Result<Session<T, R>, SessionError> {
         self.load().await?;
-        let (value, era) = self.inner.read();
-        Ok(Session::new(self.clone(), value, era))
+        let (value, era, record) = self.inner.read();
+        Ok(Session::new(self.clone(), value, era, record))
     }
 
     /// Looks the session up, and from which moment on its end counts if there is none.
@@ -230,7 +230,7 @@ impl<R> SessionHandle<R> {
     /// If the storage gives no answer and the policy is [`Outage::Closed`].
     pub async fn read<T: SessionData>(&self) -> Result<ReadSession<T, R>, SessionError> {
         self.load().await?;
-        let (value, _) = self.inner.read();
+        let (value, ..) = self.inner.read();
         Ok(ReadSession::new(self.clone(), value))
     }
 
@@ -530,17 +530,18 @@ impl Inner {
         }
     }
 
-    /// The data as a handler sees it, and to which era it belongs.
-    fn read<T: SessionData>(&self) -> (T, u64) {
+    /// The data as a handler sees it, to which era it belongs, and the fields it was read from.
+    fn read<T: SessionData>(&self) -> (T, u64, Encoded) {
         let mut state = self.state();
-        match T::decode(&Encoded(state.fields())) {
-            Ok(value) => (value, state.era),
+        let fields = Encoded(state.fields());
+        match T::decode(&fields) {
+            Ok(value) => (value, state.era, fields),
             Err(error) => {
                 event!(error, %error, "a session does not fit its type, and counts as none");
                 self.shared.store.policy.observe(&Notice::Mismatch);
                 // It is left as it is: what is written now begins a session of its own.
                 state.forget();
-                (T::default(), state.era)
+                (T::default(), state.era, Encoded(Fields::default()))
             }
         }
     }
