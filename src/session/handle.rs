@@ -822,13 +822,18 @@ impl Inner {
         self.moved_to(ended).await
     }
 
-    /// Whether anything is to be done before the head of the response leaves.
-    pub(super) fn is_done(&self) -> bool {
+    /// [Writes the head](Self::write_head) if nothing else is to be done before it leaves, and says
+    /// whether that is so.
+    pub(super) fn write_head_if_done(&self, headers: &mut HeaderMap) -> bool {
         let state = self.state();
-        !state.touched
+        let is_done = !state.touched
             || (state.pending.is_empty()
                 && state.unwritable.is_none()
-                && !state.session.as_ref().is_some_and(|session| self.is_due(session)))
+                && !state.session.as_ref().is_some_and(|session| self.is_due(session)));
+        if is_done {
+            self.write_head_of(state, headers);
+        }
+        is_done
     }
 
     /// Whether the id is to be rotated, or a new one was used for the first time.
@@ -846,19 +851,18 @@ impl Inner {
     /// The same as [`settle`](Self::settle), carried out to its end whatever becomes of the request.
     pub(super) fn settled(session: &Arc<Self>, status: StatusCode) -> BoxFuture {
         let session = Arc::clone(session);
-        let shared = Arc::clone(&session.shared);
+        // Two boxes, so that neither way makes the other larger.
+        if session.shared.store.storage.answers_at_once() {
+            // Every step is done at once: there is no await to be dropped at.
+            return Box::pin(async move {
+                let settled = session.settle(status).await;
+                session.shared.report(settled)
+            });
+        }
         Box::pin(async move {
-            let settled = if shared.store.storage.answers_at_once() {
-                // Every step is done at once: there is no await to be dropped at.
-                session.settle(status).await
-            } else {
-                shared.shielded(async move { session.settle(status).await }).await
-            };
-            if let Err(error) = &settled {
-                event!(error, %error, "what a handler changed in its session was not saved");
-                shared.store.policy.observe(&Notice::NotSaved(SaveFailure::of(error)));
-            }
-            settled
+            let shared = Arc::clone(&session.shared);
+            let settled = shared.shielded(async move { session.settle(status).await }).await;
+            shared.report(settled)
         })
     }
 
@@ -878,9 +882,18 @@ impl Inner {
         let (session, via, fence, resent) = {
             let state = self.state();
             let resent = matches!(state.cookie, CookieAction::Set);
-            (state.session.clone(), state.via, state.fence, resent)
+            let due = state.session.as_ref().filter(|session| self.is_due(session));
+            (due.cloned(), state.via, state.fence, resent)
         };
         let Some(session) = session else { return outcome };
+        // Boxed, as it is rare and every save would be larger.
+        Box::pin(self.settle_id(session, via, fence, resent)).await;
+        outcome
+    }
+
+    /// Confirms or rotates the id of a session for which that is due.
+    async fn settle_id(&self, session: Loaded, via: Via, fence: Option<Fence>, resent: bool) {
+        let store = &self.shared.store;
         // The client that was just told the new id again has not used it.
         if session.live.predecessor.is_some() && !resent {
             match store.confirm(&session).await {
@@ -903,12 +916,14 @@ impl Inner {
                 }
             }
         }
-        outcome
     }
 
     /// Notes that no cookie can be set any more, and writes what is to be said of the session.
     pub(super) fn write_head(&self, headers: &mut HeaderMap) {
-        let mut state = self.state();
+        self.write_head_of(self.state(), headers);
+    }
+
+    fn write_head_of(&self, mut state: MutexGuard<'_, State>, headers: &mut HeaderMap) {
         state.head_sent = true;
         if !state.touched {
             return;

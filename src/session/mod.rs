@@ -1,6 +1,5 @@
 //! Sessions.
 
-
 mod cookie;
 mod data;
 mod device;
@@ -21,6 +20,7 @@ mod record;
 mod service;
 mod sessions;
 mod store;
+mod timed;
 mod token;
 mod value;
 

@@ -12,7 +12,7 @@ use std::{cmp::Reverse, future::Future, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::{join, join_all};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
@@ -23,6 +23,7 @@ use super::{
     policy::Cap,
     queue::Queues,
     record::{DecodeError, Live, Moved, Record},
+    timed::Timed,
     token::{SessionToken, TokenDigest},
 };
 use crate::storage::{
@@ -128,32 +129,30 @@ impl Store {
     }
 
     /// One operation of the storage, within its time.
-    pub(super) async fn timed<T>(
-        &self,
-        operation: impl Future<Output = StorageResult<T>>,
-    ) -> StorageResult<T> {
+    pub(super) fn timed<T, F>(&self, operation: F) -> Timed<F>
+    where
+        F: Future<Output = StorageResult<T>>,
+    {
         if self.storage.answers_at_once() {
-            return operation.await;
+            return Timed::at_once(operation);
         }
-        timeout(self.policy.timeout, operation).await.unwrap_or_else(|_| {
-            Err(Error::new(
-                ErrorKind::Timeout,
-                format!("the storage gave no answer within {:?}", self.policy.timeout),
-            ))
+        Timed::within(self.policy.timeout, operation, |limit| {
+            let message = format!("the storage gave no answer within {limit:?}");
+            Error::new(ErrorKind::Timeout, message)
         })
     }
 
     /// Several operations, one after another, within the time for a whole change.
-    async fn patiently<T>(
-        &self,
-        work: impl Future<Output = Result<T, SessionError>>,
-    ) -> Result<T, SessionError> {
+    fn patiently<T, F>(&self, work: F) -> Timed<F>
+    where
+        F: Future<Output = Result<T, SessionError>>,
+    {
         if self.storage.answers_at_once() {
-            return work.await;
+            return Timed::at_once(work);
         }
-        timeout(10 * self.policy.timeout, work).await.unwrap_or_else(|_| {
+        Timed::within(10 * self.policy.timeout, work, |_| {
             let message = "too many changes of one session are waiting for one another";
-            Err(Error::new(ErrorKind::Timeout, message).into())
+            Error::new(ErrorKind::Timeout, message)
         })
     }
 
@@ -239,17 +238,21 @@ impl Store {
                 None
             }
             Err(DecodeError::Damaged) => {
-                event!(error, "a session cannot be read; it is put aside for 7 days");
-                self.policy.observe(&Notice::Corrupt);
-                let aside =
-                    Key::new(&self.namespace, &self.quarantine, Identity::new(id.as_bytes()));
-                let put = Put::new(entry.value.clone(), QUARANTINE);
-                if self.timed(self.storage.put(&aside, put)).await.is_ok() {
-                    let when = When::Version(entry.version);
-                    let _ = self.timed(self.storage.delete(&self.key(id), when)).await;
-                }
+                // Boxed, as it is rare and every lookup would be larger.
+                Box::pin(self.put_aside(id, entry)).await;
                 None
             }
+        }
+    }
+
+    async fn put_aside(&self, id: TokenDigest, entry: &Entry) {
+        event!(error, "a session cannot be read; it is put aside for 7 days");
+        self.policy.observe(&Notice::Corrupt);
+        let aside = Key::new(&self.namespace, &self.quarantine, Identity::new(id.as_bytes()));
+        let put = Put::new(entry.value.clone(), QUARANTINE);
+        if self.timed(self.storage.put(&aside, put)).await.is_ok() {
+            let when = When::Version(entry.version);
+            let _ = self.timed(self.storage.delete(&self.key(id), when)).await;
         }
     }
 
@@ -309,7 +312,7 @@ impl Store {
         fence: Option<Fence>,
     ) -> Result<Option<Loaded>, SessionError> {
         let tags = Self::tags(&live);
-        let value = Record::Live(live.clone()).encode();
+        let value = live.to_bytes();
         for _ in 0..MOST_COLLISIONS {
             let id = token.digest();
             let left = left.max(Duration::from_millis(1));
@@ -363,7 +366,7 @@ impl Store {
         }
         loop {
             let (live, outcome) = change(&current.live)?;
-            let value = Record::Live(live.clone()).encode();
+            let value = live.to_bytes();
             let left = current.life_left();
             let put =
                 Put::new(value, self.ttl(left)).with_condition(When::Version(current.version));
@@ -385,7 +388,7 @@ impl Store {
                         Some(Record::Live(live)) => {
                             self.loaded(token, current.id, &entry, live, sent)
                         }
-                        Some(Record::Moved(moved)) => self.follow(token, &moved).await?,
+                        Some(Record::Moved(moved)) => Box::pin(self.follow(token, &moved)).await?,
                         None => None,
                     };
                     match now {
