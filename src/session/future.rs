@@ -73,8 +73,7 @@ where
                 }
                 StateProj::Running { response, session } => {
                     let mut response = ready!(response.poll(cx))?;
-                    if session.is_done() {
-                        session.write_head(response.headers_mut());
+                    if session.write_head_if_done(response.headers_mut()) {
                         return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                     }
                     let settled = Inner::settled(session, response.status());
@@ -110,5 +109,29 @@ where
 impl<F, C> fmt::Debug for ResponseFuture<F, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, StatusCode};
+
+    use super::*;
+    use crate::{
+        MemoryStorage,
+        marks::SessionMark,
+        session::{Policy, SessionHandle, Sessions},
+    };
+
+    /// They are moved several times on their way into a task or a box, and it was most of what a
+    /// save in memory cost.
+    #[test]
+    fn what_a_request_waits_for_is_small() {
+        let sessions = Sessions::new(MemoryStorage::new(), Policy::new());
+        let shared = Arc::clone(sessions.shared());
+        let handle = SessionHandle::<()>::new(shared, &HeaderMap::new(), SessionMark::new());
+        let (load, settle) = (handle.load(), handle.inner.settle(StatusCode::OK));
+        let sizes = [size_of_val(&load), size_of_val(&settle)];
+        assert!(sizes[0] <= 2_048 && sizes[1] <= 4_096, "{sizes:?}");
     }
 }

@@ -110,8 +110,8 @@ impl<R> SessionHandle<R> {
     /// If the storage gives no answer and the policy is [`Outage::Closed`](super::Outage::Closed).
     pub async fn session<T: SessionData>(&self) -> Result<Session<T, R>, SessionError> {
         self.load().await?;
-        let (value, era) = self.inner.read();
-        Ok(Session::new(self.clone(), value, era))
+        let (value, era, record) = self.inner.read();
+        Ok(Session::new(self.clone(), value, era, record))
     }
 
     /// Looks the session up, and notes that a login begins now, so that the end of all sessions of its
@@ -132,7 +132,7 @@ impl<R> SessionHandle<R> {
     /// If the storage gives no answer and the policy is [`Outage::Closed`](super::Outage::Closed).
     pub async fn read<T: SessionData>(&self) -> Result<ReadSession<T, R>, SessionError> {
         self.load().await?;
-        let (value, _) = self.inner.read();
+        let (value, ..) = self.inner.read();
         Ok(ReadSession::new(self.clone(), value))
     }
 

@@ -158,6 +158,7 @@ mod request;
 mod service;
 mod sessions;
 mod store;
+mod timed;
 mod token;
 mod value;
 

@@ -136,13 +136,10 @@ impl fmt::Debug for Moved {
 
 impl Record {
     pub(crate) fn encode(&self) -> Bytes {
-        let mut out = match self {
-            Self::Live(live) => live.encode(),
-            Self::Moved(moved) => moved.encode(),
-        };
-        let checksum = checksum(&out[CHECKED_FROM..]);
-        out[4..CHECKED_FROM].copy_from_slice(&checksum.to_be_bytes());
-        out.freeze()
+        match self {
+            Self::Live(live) => live.to_bytes(),
+            Self::Moved(moved) => finished(moved.encode()),
+        }
     }
 
     pub(crate) fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
@@ -176,7 +173,19 @@ fn begin(room: usize, kind: u8, flags: [(bool, u8); 5]) -> BytesMut {
     out
 }
 
+/// With the checksum, for which [`begin`] has left room.
+fn finished(mut out: BytesMut) -> Bytes {
+    let checksum = checksum(&out[CHECKED_FROM..]);
+    out[4..CHECKED_FROM].copy_from_slice(&checksum.to_be_bytes());
+    out.freeze()
+}
+
 impl Live {
+    /// As [`Record::encode`].
+    pub(crate) fn to_bytes(&self) -> Bytes {
+        finished(self.encode())
+    }
+
     fn encode(&self) -> BytesMut {
         let texts = [&self.principal, &self.device.user_agent, &self.device.network];
         let room = texts.iter().copied().flatten().map(|text| 10 + text.len()).sum::<usize>();

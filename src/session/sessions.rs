@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use super::{
-    Device, Policy, PolicyError, SessionError,
+    Device, Notice, Policy, PolicyError, SaveFailure, SessionError,
     cookie::Cookies,
     index::{Cursor, Member},
     store::{Loaded, Look, Seen, Store},
@@ -139,6 +139,15 @@ impl<R> Sessions<R> {
 }
 
 impl Shared {
+    /// Tells of a save that has failed.
+    pub(super) fn report(&self, settled: Result<(), SessionError>) -> Result<(), SessionError> {
+        if let Err(error) = &settled {
+            event!(error, %error, "what a handler changed in its session was not saved");
+            self.store.policy.observe(&Notice::NotSaved(SaveFailure::of(error)));
+        }
+        settled
+    }
+
     /// Carries work out to its end, also if nobody waits for it any more.
     pub(super) async fn shielded<T, F>(&self, work: F) -> Result<T, SessionError>
     where

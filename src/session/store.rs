@@ -28,6 +28,7 @@ use super::{
     index::Index,
     queue::Queues,
     record::{DecodeError, Live, Moved, Record},
+    timed::Timed,
     token::{SessionToken, TokenDigest},
 };
 use crate::storage::{
@@ -161,32 +162,30 @@ impl Store {
     }
 
     /// One operation of the storage, within its time.
-    pub(super) async fn timed<T>(
-        &self,
-        operation: impl Future<Output = StorageResult<T>>,
-    ) -> StorageResult<T> {
+    pub(super) fn timed<T, F>(&self, operation: F) -> Timed<F>
+    where
+        F: Future<Output = StorageResult<T>>,
+    {
         if self.storage.answers_at_once() {
-            return operation.await;
+            return Timed::at_once(operation);
         }
-        timeout(self.policy.timeout, operation).await.unwrap_or_else(|_| {
-            Err(Error::new(
-                ErrorKind::Timeout,
-                format!("the storage gave no answer within {:?}", self.policy.timeout),
-            ))
+        Timed::within(self.policy.timeout, operation, |limit| {
+            let message = format!("the storage gave no answer within {limit:?}");
+            Error::new(ErrorKind::Timeout, message)
         })
     }
 
     /// Several operations, one after another, within the time for a whole change.
-    async fn patiently<T>(
-        &self,
-        work: impl Future<Output = Result<T, SessionError>>,
-    ) -> Result<T, SessionError> {
+    fn patiently<T, F>(&self, work: F) -> Timed<F>
+    where
+        F: Future<Output = Result<T, SessionError>>,
+    {
         if self.storage.answers_at_once() {
-            return work.await;
+            return Timed::at_once(work);
         }
-        timeout(10 * self.policy.timeout, work).await.unwrap_or_else(|_| {
+        Timed::within(10 * self.policy.timeout, work, |_| {
             let message = "too many changes of one session are waiting for one another";
-            Err(Error::new(ErrorKind::Timeout, message).into())
+            Error::new(ErrorKind::Timeout, message)
         })
     }
 
@@ -337,7 +336,7 @@ impl Store {
     ) -> Result<Option<Loaded>, SessionError> {
         let mut token = (self.new_token)();
         let tags = Self::tags(&live);
-        let value = Record::Live(live.clone()).encode();
+        let value = live.to_bytes();
         for _ in 0..MOST_COLLISIONS {
             let id = token.digest();
             let left = left.max(Duration::from_millis(1));

@@ -61,13 +61,16 @@ pub struct Session<T: SessionData, R = ()> {
     handle: SessionHandle<R>,
     value: T,
     era: u64,
+    /// The fields that the value was read from, which may lack some of the type's. `None` if all are
+    /// there.
+    record: Option<Encoded>,
     /// The fields as they were before the first change.
     before: Option<Result<Encoded, SessionError>>,
 }
 
 impl<T: SessionData, R> Session<T, R> {
-    pub(super) fn new(handle: SessionHandle<R>, value: T, era: u64) -> Self {
-        Self { handle, value, era, before: None }
+    pub(super) fn new(handle: SessionHandle<R>, value: T, era: u64, record: Encoded) -> Self {
+        Self { handle, value, era, record: Some(record), before: None }
     }
 
     /// The session itself: to log in and out, and the like.
@@ -95,7 +98,8 @@ impl<T: SessionData, R> Session<T, R> {
     pub async fn update<O>(&mut self, change: impl FnMut(&mut T) -> O) -> Result<O, SessionError> {
         self.push_changes(true);
         let (value, era, outcome) = self.handle.inner.update(change).await?;
-        (self.value, self.era, self.before) = (value, era, None);
+        (self.value, self.era) = (value, era);
+        (self.record, self.before) = (None, None);
         Ok(outcome)
     }
 
@@ -119,7 +123,11 @@ impl<T: SessionData, R> Session<T, R> {
         let Some(before) = self.before.take() else { return };
         let changes = before.and_then(|before| {
             let after = self.value.encode()?;
-            Ok(Changes::diff(&before.0, &after.0).with_missing(&after.0, &before.0))
+            let changes = Changes::diff(&before.0, &after.0);
+            Ok(match &self.record {
+                Some(record) if record.0 != before.0 => changes.with_missing(&after.0, &record.0),
+                _ => changes,
+            })
         });
         self.handle.inner.push(changes, self.era, at_once);
     }

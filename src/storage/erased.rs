@@ -218,6 +218,9 @@ impl Storage for AnyStorage {
     }
 
     async fn put(&self, key: &Key, put: Put<'_>) -> Result<PutOutcome> {
+        if let Some(memory) = &self.memory {
+            return memory.put(key, put).await;
+        }
         self.storage.put_dyn(key, put).await
     }
 
