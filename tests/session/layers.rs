@@ -21,7 +21,10 @@ use tower_keep::{
     MemoryStorage, Quota, RateLimitLayer, RequestHead, SessionLayer,
     cache::{self, CacheHandle, CacheLayer, Outcome, Source},
     rate_limit::{self, KeyExtractor, Tiers},
-    session::{Policy, Principal, RequiredSession, Session, SessionHandle, SessionMap, Sessions},
+    session::{
+        Policy, Principal, RequiredSession, Session, SessionCursor, SessionHandle, SessionMap,
+        Sessions,
+    },
 };
 
 use crate::{
@@ -375,4 +378,28 @@ async fn a_service_without_axum_has_its_handle_in_the_request() {
     assert_eq!(send("/who", "").await, (200, "Some(\"alice\") true".to_owned()));
     let page = layer.sessions().list("alice", Default::default()).await.unwrap();
     assert_eq!(page.sessions[0].device.to_string(), "a tower");
+}
+
+/// Without optimisation a future is moved about on the stack, of which a thread has two megabytes.
+#[tokio::test]
+async fn what_a_handler_awaits_is_small() {
+    let handler = async |handle: SessionHandle, mut session: Session<Visitor>| {
+        let sizes = [
+            size_of_val(&handle.load()),
+            size_of_val(&handle.login("alice")),
+            size_of_val(&handle.reauthenticate()),
+            size_of_val(&handle.rotate()),
+            size_of_val(&handle.destroy()),
+            size_of_val(&handle.end_others()),
+            size_of_val(&handle.list(SessionCursor::START)),
+            { size_of_val(&session.save()) },
+            { size_of_val(&session.update(|_| ())) },
+        ];
+        format!("{sizes:?} {}", sizes.iter().all(|size| *size < 10_000))
+    };
+    let app = Router::new()
+        .route("/", get(handler))
+        .layer(SessionLayer::new(MemoryStorage::new(), Policy::new()));
+    let sizes = Client::new(&app).get("/").await.expect(200).text;
+    assert!(sizes.ends_with("true"), "{sizes}");
 }

@@ -12,6 +12,7 @@ mod commands;
 mod cookies;
 mod data;
 mod layers;
+mod outage;
 mod probes;
 mod shop;
 mod time;
