@@ -916,3 +916,6 @@ fn all_of(principal: &str) -> Tag {
 fn one_of(principal: &str, handle: Uuid) -> Tag {
     Tag::new([b"one\0", handle.as_bytes().as_slice(), principal.as_bytes()].concat())
 }
+
+#[cfg(test)]
+mod tests;
