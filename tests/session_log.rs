@@ -26,7 +26,7 @@ use axum::{
 use futures_util::stream;
 use http_body_util::BodyExt;
 use log::Log;
-use shop::{Client, Visitor, app, routes};
+use shop::{Client, Visitor, routes};
 use tokio::time::advance;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_keep::{
@@ -87,27 +87,26 @@ async fn no_log_line_and_no_debug_output_holds_a_token_a_cookie_or_data() {
         let layer = SessionLayer::new(storage.clone(), policy.clone());
         let show_all = {
             let show = show.clone();
-            async move |handle: SessionHandle,
-                        session: Session<SessionMap>,
-                        read: ReadSession<SessionMap>,
-                        required: Option<RequiredSession<SessionMap>>,
-                        principal: Option<Principal>,
-                        head: HeaderMap| {
+            move |handle: SessionHandle,
+                  session: Session<SessionMap>,
+                  read: ReadSession<SessionMap>,
+                  principal: Option<Principal>,
+                  head: HeaderMap| {
                 show(&handle);
                 show(&handle.token());
                 show(&*session);
                 show(&session);
                 show(&read);
-                show(&required);
                 show(&principal);
                 show(&session.encode());
                 let mut request = Request::new(());
                 *request.headers_mut() = head;
                 show(&RequestHead::new(&request));
-                format!("{:?}", handle.token().map(|token| token.expose()))
+                async {}
             }
         };
-        let required = async |session: RequiredSession<SessionMap>| drop(session);
+        let shows_too = show.clone();
+        let required = async move |session: RequiredSession<SessionMap>| shows_too(&session);
         let app = routes()
             .route("/show", post(show_all))
             .route("/needed", post(required))
@@ -228,7 +227,7 @@ async fn mistakes_in_the_set_up_name_their_remedy() {
         .layer(SessionLayer::new(MemoryStorage::new(), Policy::new()));
     Client::new(&app).post("/admin").await.expect(500);
     let text = LOG.text();
-    assert!(text.contains("Backstage`?"), "{text}");
+    assert!(text.contains("Backstage>`?"), "{text}");
     assert!(text.contains("SessionLayer::in_realm::<"), "{text}");
 
     let layer = |name| SessionLayer::new(MemoryStorage::new(), Policy::named(name));
