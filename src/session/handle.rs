@@ -311,7 +311,8 @@ impl<R> SessionHandle<R> {
         F: Future<Output = Result<O, SessionError>> + Send + 'static,
         O: Send + 'static,
     {
-        let work = work(Arc::clone(&self.inner));
+        // On the heap, for it is large, and a stack need not be.
+        let work = Box::pin(work(Arc::clone(&self.inner)));
         self.inner.shared.shielded(work).await
     }
 }

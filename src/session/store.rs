@@ -533,3 +533,6 @@ fn witnesses_of(principal: &str) -> Tag {
 fn one_of(principal: &str, handle: Uuid) -> Tag {
     Tag::new([b"one\0", handle.as_bytes().as_slice(), principal.as_bytes()].concat())
 }
+
+#[cfg(test)]
+mod tests;

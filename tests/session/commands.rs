@@ -106,7 +106,6 @@ impl Walk {
         Self { client: Client::new(&app), storage }
     }
 
-    #[track_caller]
     async fn expect(&mut self, method: &str, path: &str, wanted: u32) {
         self.storage.operations();
         let (answer, steps) = in_a_row(STEP, self.client.send(method, path)).await;

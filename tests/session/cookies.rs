@@ -109,7 +109,8 @@ fn ring(current: u8, previous: &[u8]) -> KeyRing {
 #[tokio::test(start_paused = true)]
 async fn sealed_cookies_survive_the_change_of_the_secret() {
     let settings = CookieSettings::new;
-    let ways: [(fn(CookieSettings, KeyRing) -> CookieSettings, &str); 2] =
+    type Seal = fn(CookieSettings, KeyRing) -> CookieSettings;
+    let ways: [(Seal, &str); 2] =
         [(CookieSettings::signed, "signed"), (CookieSettings::encrypted, "encrypted")];
     for (seal, what) in ways {
         let storage = Watched::new(MemoryStorage::new());

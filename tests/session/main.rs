@@ -7,6 +7,7 @@ use tower_keep::{RedisStorage, Storage, storage::AnyStorage};
 #[path = "../support/mod.rs"]
 mod support;
 
+mod asvs;
 mod basics;
 mod commands;
 mod cookies;
