@@ -8,6 +8,7 @@ use tower_keep::{RedisStorage, Storage, storage::AnyStorage};
 mod support;
 
 mod basics;
+mod cancel;
 mod nodes;
 mod principals;
 mod races;
