@@ -16,7 +16,7 @@ use tower_keep::{
 };
 
 use crate::{
-    nodes::{Gate, Look, Node, Outcome, Reply, routes},
+    nodes::{Gate, Look, Node, Outcome, Reply, count, routes},
     staged::{Fate, Staged},
 };
 
@@ -467,7 +467,9 @@ async fn whatever_another_node_does_at_any_operation_both_hold() {
     let mut interleavings = 0;
     for act in ACTS.into_iter().filter(|act| *act != Begin) {
         for meanwhile in MEANWHILE {
-            for fate in [Fate::HeldBefore, Fate::HeldAfter] {
+            // The end of an operation and the beginning of the next are the same, but for what is
+            // done at once.
+            for fate in [Fate::HeldBefore, Fate::HeldAfter].into_iter().take(count(1, 2)) {
                 // What comes before the lookup comes before the act.
                 let mut number = usize::from(fate == Fate::HeldBefore);
                 while one_within_the_other(act, meanwhile, number, fate).await {
