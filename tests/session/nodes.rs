@@ -364,7 +364,7 @@ macro_rules! races {
 
             #[tokio::test(start_paused = true)]
             async fn across_a_network() {
-                for seed in 0..count(3 * $few, 3 * $many) {
+                for seed in 0..count(2 * $few, 3 * $many) {
                     let dice = Dice::new(seed);
                     let memory = tower_keep::MemoryStorage::new();
                     let node = || {

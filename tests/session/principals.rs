@@ -37,20 +37,23 @@ async fn end_all_races_everything(world: World) {
     for _ in 0..10 {
         ids.push(world.any().login("alice").await);
     }
+    // They end all that they find, also a login that begins while they are under way.
+    let rivals = world.seed % 2 == 1;
     let [racing, late] = [Gate::new(&world.dice), Gate::new(&world.dice)];
     let begin = |number: usize, gate: &Gate| {
-        let what = ["set", "save", "count", "flash", "login", "login", "rotate", "prove", "others"];
-        let (what, id) = match number % 50 {
-            0 => ("others", Some(&ids[number % ids.len()])),
-            1..4 => ("rotate", Some(&ids[number % ids.len()])),
-            4..8 => ("login", None),
-            number => (what[number % 5], Some(&ids[number % ids.len()])),
+        let id = ids[number % 10].as_str();
+        let (what, id) = match number % 40 {
+            0..4 if rivals => ("others", Some(id)),
+            0..8 => ("rotate", Some(id)),
+            8..12 => ("login", None),
+            12..16 => ("login", Some(id)),
+            number => (["set", "save", "count", "flash"][number % 4], Some(id)),
         };
         let path = format!("/{what}/alice");
-        world.any().begin(&path, id.map(String::as_str), Some(gate))
+        world.any().begin(&path, id, Some(gate))
     };
     let requests: Vec<_> = (0..many).map(|number| begin(number, &racing)).collect();
-    let late_requests: Vec<_> = (0..20).map(|number| begin(number, &late)).collect();
+    let late_requests: Vec<_> = (0..40).map(|number| begin(number, &late)).collect();
     let bobs: Vec<_> = (0..20)
         .map(|number| world.any().begin(&format!("/save/{number}"), Some(&bob), Some(&racing)))
         .collect();
@@ -59,7 +62,10 @@ async fn end_all_races_everything(world: World) {
     racing.open();
     world.dice.pause().await;
     world.any().sessions.end_all("alice").await.unwrap();
-    let after = world.any().login("alice").await;
+    let after = match rivals {
+        true => None,
+        false => Some(world.any().login("alice").await),
+    };
     late.open();
     for request in late_requests {
         let reply = request.await.unwrap();
@@ -73,16 +79,17 @@ async fn end_all_races_everything(world: World) {
     for id in &ids {
         assert_eq!(world.look(id).await, None, "one of {} lives on", ids.len());
     }
-    for (number, bob) in bobs.into_iter().enumerate() {
+    for bob in bobs {
         bob.await.unwrap().done();
-        assert!(number < 20);
     }
-    assert!((0..20).all(|number| number < 20));
     let bob = world.any().look(&bob).await.expect("bob is another");
     assert!((0..20).all(|number| bob.has(&number.to_string())), "{bob:?}");
-    assert!(world.any().look(&after).await.is_some(), "it began after the end");
-    let page = world.any().sessions.list("alice", SessionCursor::START).await.unwrap();
-    assert_eq!(page.sessions.len(), 1);
+    if let Some(after) = after {
+        assert!(world.any().look(&after).await.is_some(), "it began after the end");
+        let page = world.any().sessions.list("alice", SessionCursor::START).await.unwrap();
+        assert_eq!(page.sessions.len(), 1);
+    }
+    world.any().login("alice").await;
 }
 
 races! {
@@ -328,7 +335,7 @@ async fn a_crowd(storage: AnyStorage, logins: usize) -> Duration {
 
 #[tokio::test]
 async fn thousands_of_sessions_of_one_principal_are_listed_once_and_ended_at_once() {
-    for logins in [10, count(2_000, 10_000)] {
+    for logins in [10, count(1_000, 10_000)] {
         let took = a_crowd(MemoryStorage::new().erase(), logins).await;
         println!("memory: the end of {logins} sessions took {took:?}");
     }
