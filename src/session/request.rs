@@ -242,11 +242,12 @@ impl Inner {
         }
     }
 
-    /// The data as a handler sees it, and to which era it belongs.
-    pub(super) fn read<T: SessionData>(&self) -> (T, u64) {
+    /// The data as a handler sees it, to which era it belongs, and the fields it was read from.
+    pub(super) fn read<T: SessionData>(&self) -> (T, u64, Encoded) {
         let mut state = self.state();
-        match T::decode(&Encoded(state.fields())) {
-            Ok(value) => (value, state.era),
+        let fields = Encoded(state.fields());
+        match T::decode(&fields) {
+            Ok(value) => (value, state.era, fields),
             Err(error) => {
                 event!(error, %error, "a session does not fit its type, and counts as none");
                 self.shared.store.policy.observe(&Notice::Mismatch);
@@ -254,7 +255,7 @@ impl Inner {
                 let session = state.session.take();
                 state.forget();
                 state.instead = session.map(Box::new).map(Instead::Mismatch);
-                (T::default(), state.era)
+                (T::default(), state.era, Encoded(Fields::default()))
             }
         }
     }
@@ -389,13 +390,18 @@ impl Inner {
         }
     }
 
-    /// Whether anything is to be done before the head of the response leaves.
-    pub(super) fn is_done(&self) -> bool {
+    /// [Writes the head](Self::write_head) if nothing else is to be done before it leaves, and says
+    /// whether that is so.
+    pub(super) fn write_head_if_done(&self, headers: &mut HeaderMap) -> bool {
         let state = self.state();
-        !state.touched
+        let is_done = !state.touched
             || (state.pending.is_empty()
                 && state.unwritable.is_none()
-                && !state.session.as_ref().is_some_and(|session| self.is_due(session)))
+                && !state.session.as_ref().is_some_and(|session| self.is_due(session)));
+        if is_done {
+            self.write_head_of(state, headers);
+        }
+        is_done
     }
 
     /// Whether the id is to be rotated, or a new one was used for the first time.
@@ -412,19 +418,18 @@ impl Inner {
     /// The same as [`settle`](Self::settle), carried out to its end whatever becomes of the request.
     pub(super) fn settled(session: &Arc<Self>, status: StatusCode) -> BoxFuture {
         let session = Arc::clone(session);
-        let shared = Arc::clone(&session.shared);
+        // Two boxes, so that neither way makes the other larger.
+        if session.shared.store.storage.answers_at_once() {
+            // Every step is done at once: there is no await to be dropped at.
+            return Box::pin(async move {
+                let settled = session.settle(status).await;
+                session.shared.report(settled)
+            });
+        }
         Box::pin(async move {
-            let settled = if shared.store.storage.answers_at_once() {
-                // Every step is done at once: there is no await to be dropped at.
-                session.settle(status).await
-            } else {
-                shared.shielded(async move { session.settle(status).await }).await
-            };
-            if let Err(error) = &settled {
-                event!(error, %error, "what a handler changed in its session was not saved");
-                shared.store.policy.observe(&Notice::NotSaved(SaveFailure::of(error)));
-            }
-            settled
+            let shared = Arc::clone(&session.shared);
+            let settled = shared.shielded(async move { session.settle(status).await }).await;
+            shared.report(settled)
         })
     }
 
@@ -443,9 +448,24 @@ impl Inner {
         }
         let (session, via, fence, presented) = {
             let state = self.state();
-            (state.session.clone(), state.via, state.fence, state.presented)
+            let due = state.session.as_ref().filter(|session| self.is_due(session));
+            (due.cloned(), state.via, state.fence, state.presented)
         };
         let Some(session) = session else { return outcome };
+        // Boxed, as it is rare and every save would be larger.
+        Box::pin(self.settle_id(session, via, fence, presented)).await;
+        outcome
+    }
+
+    /// Confirms or rotates the id of a session for which that is due.
+    async fn settle_id(
+        &self,
+        session: Loaded,
+        via: Via,
+        fence: Option<Fence>,
+        presented: Option<TokenDigest>,
+    ) {
+        let store = &self.shared.store;
         if session.live.predecessor.is_some() {
             // Nobody knows yet whether the client has got the new id; another is too early.
             if presented == Some(session.id) {
@@ -472,12 +492,14 @@ impl Inner {
                 }
             }
         }
-        outcome
     }
 
     /// Notes that no cookie can be set any more, and writes what is to be said of the session.
     pub(super) fn write_head(&self, headers: &mut HeaderMap) {
-        let mut state = self.state();
+        self.write_head_of(self.state(), headers);
+    }
+
+    fn write_head_of(&self, mut state: MutexGuard<'_, State>, headers: &mut HeaderMap) {
         state.head_sent = true;
         if !state.touched {
             return;

@@ -18,7 +18,7 @@ pub(super) use self::{
     moves::Replacement,
 };
 
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
@@ -279,7 +279,8 @@ impl Store {
                 return Judged::Unreadable;
             }
             Err(DecodeError::Damaged) => {
-                self.quarantine(id, entry).await;
+                // Boxed, as it is rare and every lookup would be larger.
+                Box::pin(self.quarantine(id, entry)).await;
                 return Judged::Ended;
             }
         };
@@ -407,7 +408,7 @@ impl Store {
                 }
                 continue;
             };
-            let value = Record::Live(live.clone()).encode();
+            let value = live.to_bytes();
             let left = current.life_left();
             let put =
                 Put::new(value, self.ttl(left)).with_condition(When::Version(current.version));
@@ -440,7 +441,7 @@ impl Store {
     ) -> StorageResult<Option<Loaded>> {
         match self.judge(seen.token.clone(), seen.id, entry, sent).await {
             Judged::Live(now) => Ok(Some(now)),
-            Judged::Moved(moved) => self.follow(seen.token, moved).await,
+            Judged::Moved(moved) => Box::pin(self.follow(seen.token, moved)).await,
             Judged::Ended | Judged::Unreadable => Ok(None),
         }
     }

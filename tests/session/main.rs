@@ -9,11 +9,13 @@ mod support;
 
 mod asvs;
 mod basics;
+mod cancel;
 mod commands;
 mod cookies;
 mod data;
 mod layers;
 mod nodes;
+mod outage;
 mod principals;
 mod probes;
 mod races;

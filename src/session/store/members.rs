@@ -117,14 +117,13 @@ impl Store {
                 let Admission::OverCap(page) = self.timed(admit).await? else { return Ok(()) };
                 let leaving = self.leaving(principal, page.members(), most, cap.over).await?;
                 let handles: Vec<_> = leaving.iter().map(|(handle, _)| *handle).collect();
+                // Before they leave the list: if this stops here, nobody lives on unlisted.
+                for (handle, alive) in leaving {
+                    self.evict(principal, handle, alive).await?;
+                }
                 let swap = self.index.replace_members(principal, page, &handles, member, most);
                 match self.timed(swap).await? {
-                    Swap::Swapped => {
-                        for (handle, alive) in leaving {
-                            self.evict(principal, handle, alive).await?;
-                        }
-                        return Ok(());
-                    }
+                    Swap::Swapped => return Ok(()),
                     Swap::Conflict(page) => first = Some(page),
                 }
             }

@@ -140,10 +140,13 @@ impl Store {
                 Meanwhile::Moved(next) if how == Replacement::Rotation => return Ok(Some(next)),
                 Meanwhile::Saved(now) | Meanwhile::Moved(now) => now,
             };
-            // Before the next attempt: what was acknowledged is never only in the old record.
+            // Before the next attempt: what was acknowledged is never only in the old record. But
+            // nothing passes from one principal to another.
             let saved = Changes::diff(&current.live.fields, &now.live.fields);
+            let owner = &current.live.principal;
+            let inherits = owner.is_none() || *owner == new.live.principal;
             current = now;
-            if !saved.is_empty() {
+            if inherits && !saved.is_empty() {
                 match self.save(&new, &saved).await? {
                     Some((both, _)) => new = both,
                     None => return Ok(None),
