@@ -90,12 +90,12 @@ impl Inner {
     pub(super) async fn change_id(&self, authenticated: bool) -> Result<(), SessionError> {
         let _busy = self.busy.lock().await;
         let store = &self.shared.store;
-        let (session, fence) = {
+        let session = {
             let state = self.state();
             if state.head_sent {
                 return Err(SessionError::new(SessionErrorKind::HeadSent));
             }
-            (state.session.clone(), state.fence)
+            state.session.clone()
         };
         let Some(session) = session.filter(|it| !authenticated || it.live.principal.is_some())
         else {
@@ -108,6 +108,7 @@ impl Inner {
         if authenticated {
             live.authenticated = Some(left);
         }
+        let fence = self.fence_for(&session).await?;
         let replaced = store.replace(&session, live, left, fence, Replacement::Privilege).await?;
         self.moved_to(replaced).await
     }
@@ -166,13 +167,10 @@ impl Inner {
     pub(super) async fn end_others(&self) -> Result<(), SessionError> {
         let _busy = self.busy.lock().await;
         let session = self.authenticated()?;
-        let fence = {
-            let state = self.state();
-            if state.head_sent {
-                return Err(SessionError::new(SessionErrorKind::HeadSent));
-            }
-            state.fence
-        };
+        if self.state().head_sent {
+            return Err(SessionError::new(SessionErrorKind::HeadSent));
+        }
+        let fence = self.fence_for(&session).await?;
         let fence = fence.ok_or_else(|| SessionError::new(SessionErrorKind::Unauthenticated))?;
         let principal = session.live.principal.clone().unwrap_or_default();
         let ended = self.shared.store.end_others(&session, &principal, fence).await?;

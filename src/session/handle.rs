@@ -121,8 +121,7 @@ impl<R> SessionHandle<R> {
     ///
     /// If the storage gives no answer and the policy is [`Outage::Closed`](super::Outage::Closed).
     pub async fn begin_login(&self) -> Result<(), SessionError> {
-        self.load().await?;
-        self.inner.take_fence().await
+        self.inner.begin_login().await
     }
 
     /// The session's data, to be read only.

@@ -7,6 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
+use futures_util::future::join;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use super::{
@@ -92,7 +93,7 @@ pub(super) struct State {
     presented: Option<TokenDigest>,
     pub(super) session: Option<Loaded>,
     pub(super) instead: Option<Instead>,
-    /// From the first lookup of this request.
+    /// From when a login began.
     pub(super) fence: Option<Fence>,
     /// Counts how often the session became another: data that was read before belongs to it no more.
     pub(super) era: u64,
@@ -207,8 +208,7 @@ impl Inner {
                 {
                     state.cookie = CookieAction::Set;
                 }
-                (state.session, state.fence) = (found.session, found.fence);
-                state.instead = found.instead;
+                (state.session, state.instead) = (found.session, found.instead);
             }
             Err(error) => {
                 event!(warn, %error, "a session could not be looked up");
@@ -222,16 +222,14 @@ impl Inner {
         Ok(())
     }
 
-    /// Takes the fence of a login that begins now, if no lookup of this request has taken one.
-    pub(super) async fn take_fence(&self) -> Result<(), SessionError> {
-        {
-            let state = self.state();
-            if state.fence.is_some() || state.cut_off {
-                return Ok(());
-            }
+    /// Looks the session up, and takes the fence of a login that begins now.
+    pub(super) async fn begin_login(&self) -> Result<(), SessionError> {
+        if self.state().fence.is_some() {
+            return self.load().await;
         }
-        let _busy = self.busy.lock().await;
-        match self.shared.store.fence().await {
+        let (loaded, fence) = join(self.load(), self.shared.store.fence()).await;
+        loaded?;
+        match fence {
             Ok(fence) => {
                 let mut state = self.state();
                 state.fence = state.fence.or(fence);
@@ -240,6 +238,16 @@ impl Inner {
             Err(_) if self.shared.store.policy.outage == Outage::Anonymous => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The fence of a session that is to be put under a new id. If it is taken only now, an end of the
+    /// session before it is found when the old id is to end.
+    pub(super) async fn fence_for(&self, session: &Loaded) -> Result<Option<Fence>, SessionError> {
+        let taken = self.state().fence;
+        if taken.is_some() || session.live.principal.is_none() {
+            return Ok(taken);
+        }
+        Ok(self.shared.store.fence().await?)
     }
 
     /// The data as a handler sees it, to which era it belongs, and the fields it was read from.
@@ -446,25 +454,19 @@ impl Inner {
         if store.policy.saves_after(status) {
             outcome = self.save_pending().await.map(drop);
         }
-        let (session, via, fence, presented) = {
+        let (session, via, presented) = {
             let state = self.state();
             let due = state.session.as_ref().filter(|session| self.is_due(session));
-            (due.cloned(), state.via, state.fence, state.presented)
+            (due.cloned(), state.via, state.presented)
         };
         let Some(session) = session else { return outcome };
         // Boxed, as it is rare and every save would be larger.
-        Box::pin(self.settle_id(session, via, fence, presented)).await;
+        Box::pin(self.settle_id(session, via, presented)).await;
         outcome
     }
 
     /// Confirms or rotates the id of a session for which that is due.
-    async fn settle_id(
-        &self,
-        session: Loaded,
-        via: Via,
-        fence: Option<Fence>,
-        presented: Option<TokenDigest>,
-    ) {
+    async fn settle_id(&self, session: Loaded, via: Via, presented: Option<TokenDigest>) {
         let store = &self.shared.store;
         if session.live.predecessor.is_some() {
             // Nobody knows yet whether the client has got the new id; another is too early.
@@ -483,7 +485,13 @@ impl Inner {
         } else if via == Via::Cookie && self.rotates(&session) {
             let (mut live, left) = session.renewed();
             live.predecessor = Some(session.id);
-            match store.replace(&session, live, left, fence, Replacement::Rotation).await {
+            let rotated = match self.fence_for(&session).await {
+                Ok(fence) => {
+                    store.replace(&session, live, left, fence, Replacement::Rotation).await
+                }
+                Err(error) => Err(error),
+            };
+            match rotated {
                 Ok(rotated) => {
                     let _ = self.moved_to(rotated).await;
                 }

@@ -90,7 +90,6 @@ impl Loaded {
 /// What a lookup by token has found.
 pub(super) struct Found {
     pub(super) session: Option<Loaded>,
-    pub(super) fence: Option<Fence>,
     /// The session was reached by an id that a rotation has replaced.
     pub(super) moved: bool,
     /// What the id stands for, if not for a session.
@@ -200,7 +199,7 @@ impl Store {
     /// Finds the session of a token, and where it was moved to. Counts as a use.
     pub(super) async fn load(&self, token: &SessionToken) -> StorageResult<Found> {
         let touch = Touch { ttl: self.policy.idle, slack: self.policy.slack() };
-        let get = Get::new().with_touch(touch).with_fence();
+        let get = Get::new().with_touch(touch);
         self.find(Some(token.clone()), token.digest(), get).await
     }
 
@@ -210,7 +209,7 @@ impl Store {
         mut id: TokenDigest,
         get: Get,
     ) -> StorageResult<Found> {
-        let mut found = Found { session: None, fence: None, moved: false, instead: None };
+        let mut found = Found { session: None, moved: false, instead: None };
         for _ in 0..MOST_MOVES {
             let sent = Instant::now();
             let lookup = match self.timed(self.storage.get(&self.key(id), get)).await {
@@ -223,8 +222,6 @@ impl Store {
                 }
                 Err(error) => return Err(error),
             };
-            // The first is the oldest, and so the one that knows of every end since.
-            found.fence = found.fence.or(lookup.fence);
             let Some(entry) = lookup.entry else { return Ok(found) };
             match self.judge(token.clone(), id, &entry, sent).await {
                 Judged::Ended => return Ok(found),
