@@ -273,6 +273,20 @@ mod tests {
     }
 
     #[test]
+    fn a_no_store_that_caches_are_to_ignore_forbids_nothing() {
+        for said in [
+            &["must-understand, no-store, max-age=60"][..],
+            &["no-store", "public, Must-Understand"],
+        ] {
+            for sets_cookie in [false, true] {
+                assert_eq!(kept_private(said, sets_cookie), ["private, no-store"], "{said:?}");
+            }
+        }
+        let said = ["must-understand, private, no-store"];
+        assert_eq!(kept_private(&said, false), said);
+    }
+
+    #[test]
     fn what_cannot_be_read_is_replaced_as_a_whole() {
         for said in [
             "é",

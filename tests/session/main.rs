@@ -8,6 +8,7 @@ use tower_keep::{RedisStorage, Storage, storage::AnyStorage};
 mod support;
 
 mod basics;
+mod reviewed_http;
 mod shop;
 
 /// A storage on this server. A busy test machine may take longer than the default allows, and what
