@@ -31,6 +31,12 @@ pub enum PolicyError {
     Lifetime(Duration),
     /// The idle timeout is shorter than a second or longer than the absolute lifetime.
     IdleTimeout(Duration),
+    /// With a slack as long as the idle timeout, or a longer one, no use would ever be noted.
+    TouchSlack(Duration),
+    /// The time between two rotations is shorter than a second.
+    Rotation(Duration),
+    /// In no time at all no storage answers.
+    Timeout,
     /// A principal may have 1 to 64 sessions.
     Cap(u8),
     /// A policy for a realm of its own needs a name of its own.
@@ -56,6 +62,17 @@ impl fmt::Display for PolicyError {
                 f,
                 "an idle timeout of {idle:?} cannot be used: choose one between a second and the \
                  absolute lifetime"
+            ),
+            Self::TouchSlack(slack) => write!(
+                f,
+                "a slack of {slack:?} cannot be used: choose one shorter than the idle timeout, so \
+                 that sessions which are used go on"
+            ),
+            Self::Rotation(every) => {
+                write!(f, "a rotation every {every:?} cannot be used: choose at least a second")
+            }
+            Self::Timeout => f.write_str(
+                "a timeout of nothing cannot be used: every operation of the storage would fail",
             ),
             Self::Cap(cap) => {
                 write!(f, "a principal may have 1 to {LARGEST_CAP} sessions, not {cap}")
@@ -226,14 +243,15 @@ impl Policy {
     }
 
     /// How far the remaining life may fall below the idle timeout before a read writes it back.
-    /// Default: a twentieth of the idle timeout, from a second to 5 minutes.
+    /// Default: a twentieth of the idle timeout, from a second to 5 minutes, and at most half of it.
+    /// It has to be shorter than the idle timeout.
     #[must_use]
     pub fn with_touch_slack(mut self, slack: Duration) -> Self {
         self.slack = Some(slack);
         self
     }
 
-    /// Gives the session a new id at most that often, while it is used. Default: only at a login and
+    /// Gives the session a new id at most that often, a second or more, while it is used. Default: only at a login and
     /// when a handler asks for it.
     ///
     /// The old id goes on working until the new one has been used, and for a short
@@ -419,6 +437,15 @@ impl Policy {
         if !(second..=self.lifetime).contains(&self.idle) {
             return Err(PolicyError::IdleTimeout(self.idle));
         }
+        if self.slack() >= self.idle {
+            return Err(PolicyError::TouchSlack(self.slack()));
+        }
+        if let Some(every) = self.rotation.filter(|every| *every < second) {
+            return Err(PolicyError::Rotation(every));
+        }
+        if self.timeout.is_zero() {
+            return Err(PolicyError::Timeout);
+        }
         match self.cap {
             Some(cap) if !(1..=LARGEST_CAP).contains(&cap.most) => {
                 return Err(PolicyError::Cap(cap.most));
@@ -432,8 +459,8 @@ impl Policy {
     }
 
     pub(super) fn slack(&self) -> Duration {
-        let most = Duration::from_secs(300);
-        self.slack.unwrap_or((self.idle / 20).clamp(Duration::from_secs(1), most))
+        let (least, most) = (Duration::from_secs(1), Duration::from_secs(300));
+        self.slack.unwrap_or((self.idle / 20).clamp(least, most).min(self.idle / 2))
     }
 
     pub(super) fn saves_after(&self, status: StatusCode) -> bool {

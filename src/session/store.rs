@@ -154,7 +154,7 @@ impl Store {
         if self.storage.answers_at_once() {
             return work.await;
         }
-        timeout(10 * self.policy.timeout, work).await.unwrap_or_else(|_| {
+        timeout(self.policy.timeout.saturating_mul(10), work).await.unwrap_or_else(|_| {
             let message = "too many changes of one session are waiting for one another";
             Err(Error::new(ErrorKind::Timeout, message).into())
         })
