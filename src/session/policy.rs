@@ -289,7 +289,8 @@ impl Policy {
     /// token is the one that [`SessionHandle::token`](super::SessionHandle::token) tells.
     ///
     /// A request whose cookie and bearer token are two sessions is refused with 400. A session that
-    /// came by bearer is never sent as a cookie.
+    /// came by bearer is not sent as a cookie, unless the cookie came too; nor does it
+    /// [rotate](Self::with_rotation) by itself, for its client would not get to know the new token.
     #[must_use]
     pub fn with_bearer(mut self) -> Self {
         self.bearer = true;

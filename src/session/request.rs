@@ -72,6 +72,8 @@ pub(super) enum Via {
     #[default]
     Cookie,
     Bearer,
+    /// By one as by the other: what becomes of the session is to be known to both.
+    Both,
 }
 
 /// What becomes of the cookie.
@@ -188,9 +190,10 @@ impl Inner {
         if self.state().loaded {
             return Ok(());
         }
-        let (presented, via) = match self.bearer() {
-            presented @ Presented::Token { .. } => (presented, Via::Bearer),
-            _ => (self.cookie(), Via::Cookie),
+        let (presented, via) = match (self.bearer(), self.cookie()) {
+            (bearer @ Presented::Token { .. }, Presented::Token { .. }) => (bearer, Via::Both),
+            (bearer @ Presented::Token { .. }, _) => (bearer, Via::Bearer),
+            (_, cookie) => (cookie, Via::Cookie),
         };
         let Presented::Token { token, renew } = presented else {
             if matches!(presented, Presented::Ambiguous) {
