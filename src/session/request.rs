@@ -266,11 +266,19 @@ impl Inner {
         }
     }
 
-    /// Takes what a handler has changed, to be saved before the response leaves.
-    pub(super) fn push(&self, changes: Result<Changes, SessionError>, era: u64) {
+    /// Takes what a handler has changed, to be saved before the response leaves. Refuses changes of a
+    /// session that is not that of the request any more.
+    pub(super) fn push(
+        &self,
+        changes: Result<Changes, SessionError>,
+        era: u64,
+    ) -> Result<(), SessionError> {
         let mut state = self.state();
         if state.era != era {
-            return;
+            return match changes {
+                Ok(changes) if changes.is_empty() => Ok(()),
+                _ => Err(SessionError::new(SessionErrorKind::Gone)),
+            };
         }
         match changes {
             Ok(changes) if changes.is_empty() => {}
@@ -285,6 +293,7 @@ impl Inner {
             Ok(changes) => state.pending.merge(changes),
             Err(error) => state.unwritable = Some(error),
         }
+        Ok(())
     }
 
     /// Saves what is pending. The names of the fields in which others were overwritten.

@@ -6,7 +6,9 @@ use std::{
     thread,
 };
 
-use super::{SessionData, SessionError, SessionHandle, data::Encoded, fields::Changes};
+use super::{
+    Notice, SaveFailure, SessionData, SessionError, SessionHandle, data::Encoded, fields::Changes,
+};
 
 /// The session of a request, as a value of a type of your own.
 ///
@@ -91,7 +93,7 @@ impl<T: SessionData, R> Session<T, R> {
     ///
     /// The change is made in full or not at all.
     pub async fn update<O>(&mut self, change: impl FnMut(&mut T) -> O) -> Result<O, SessionError> {
-        self.push_changes();
+        self.push_changes()?;
         let (value, era, outcome) = self.handle.inner.update(change).await?;
         (self.value, self.era, self.before) = (value, era, None);
         Ok(outcome)
@@ -107,18 +109,18 @@ impl<T: SessionData, R> Session<T, R> {
     ///
     /// Once begun, it is carried out to its end.
     pub async fn save(&mut self) -> Result<(), SessionError> {
-        self.push_changes();
+        self.push_changes()?;
         self.handle.save().await
     }
 
     /// Hands what has changed to the request, to be saved with all else.
-    fn push_changes(&mut self) {
-        let Some(before) = self.before.take() else { return };
+    fn push_changes(&mut self) -> Result<(), SessionError> {
+        let Some(before) = self.before.take() else { return Ok(()) };
         let changes = before.and_then(|before| {
             let after = self.value.encode()?;
             Ok(Changes::diff(&before.0, &after.0).with_missing(&after.0, &before.0))
         });
-        self.handle.inner.push(changes, self.era);
+        self.handle.inner.push(changes, self.era)
     }
 }
 
@@ -141,8 +143,14 @@ impl<T: SessionData, R> DerefMut for Session<T, R> {
 
 impl<T: SessionData, R> Drop for Session<T, R> {
     fn drop(&mut self) {
-        if !thread::panicking() {
-            self.push_changes();
+        if !thread::panicking() && self.push_changes().is_err() {
+            event!(
+                warn,
+                "a session was changed after it had ended or another had taken its place: nothing \
+                 was saved"
+            );
+            let policy = &self.handle.inner.shared.store.policy;
+            policy.observe(&Notice::NotSaved(SaveFailure::Gone));
         }
     }
 }
