@@ -140,7 +140,9 @@ impl Inner {
 
     async fn destroy_unreadable(&self, session: Unreadable) -> Result<(), SessionError> {
         match session {
-            Unreadable::Record(id) => self.shared.store.destroy_unreadable(id).await,
+            Unreadable::Newer(id) | Unreadable::Record(id) => {
+                self.shared.store.destroy_unreadable(id).await
+            }
             Unreadable::Data(session) => self.shared.store.destroy(&session).await,
         }
     }

@@ -353,7 +353,8 @@ impl Policy {
     ///
     /// The function is given the older version and the data, and is called when such a session is
     /// read; the outcome is stored with the next change. Sessions of a higher version than this are
-    /// left alone and count as none, so old and new processes can run side by side.
+    /// left alone and count as none, and a save in their place is refused as in an outage (503), so old
+    /// and new processes can run side by side. A login or logout ends them.
     ///
     /// # Examples
     ///

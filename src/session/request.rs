@@ -88,6 +88,8 @@ pub(super) enum CookieAction {
 /// What keeps a session from being read.
 #[derive(Clone)]
 pub(super) enum Unreadable {
+    /// Another process has written it, of a release that is newer.
+    Newer(TokenDigest),
     /// Its record.
     Record(TokenDigest),
     /// Its data, which does not fit the type of a handler.
@@ -215,7 +217,7 @@ impl Inner {
                     state.cookie = CookieAction::Set;
                 }
                 (state.session, state.fence) = (found.session, found.fence);
-                state.unreadable = found.unreadable.map(Unreadable::Record);
+                state.unreadable = found.unreadable;
             }
             Err(error) => {
                 event!(warn, %error, "a session could not be looked up");
@@ -317,6 +319,10 @@ impl Inner {
                 let message = "the session could not be read, so nothing is written";
                 return Err(Error::new(ErrorKind::Unavailable, message).into());
             }
+            if let Some(Unreadable::Newer(_)) = state.unreadable {
+                state.pending = Changes::default();
+                return Err(newer());
+            }
             if state.session.is_none() && state.head_sent {
                 return Err(SessionError::new(SessionErrorKind::HeadSent));
             }
@@ -371,6 +377,9 @@ impl Inner {
             if state.cut_off {
                 let message = "the session could not be read, so nothing is written";
                 return Err(Error::new(ErrorKind::Unavailable, message).into());
+            }
+            if let Some(Unreadable::Newer(_)) = state.unreadable {
+                return Err(newer());
             }
             if state.session.is_none() && state.head_sent {
                 return Err(SessionError::new(SessionErrorKind::HeadSent));
@@ -525,6 +534,13 @@ impl Inner {
             headers.append(header::SET_COOKIE, line);
         }
     }
+}
+
+/// A session begun in place of one that only newer processes can read would take its cookie, and so
+/// the login, from them. Tried again, the request may come to one of these.
+fn newer() -> SessionError {
+    let message = "the session was written by a newer release than this process";
+    Error::new(ErrorKind::Unavailable, message).into()
 }
 
 impl State {

@@ -28,6 +28,7 @@ use super::{
     index::Index,
     queue::Queues,
     record::{DecodeError, Live, Moved, Record},
+    request::Unreadable,
     token::{SessionToken, TokenDigest},
 };
 use crate::storage::{
@@ -76,7 +77,7 @@ pub(super) struct Found {
     /// The session was reached by an id that a rotation has replaced.
     pub(super) moved: bool,
     /// There is one that this policy cannot read.
-    pub(super) unreadable: Option<TokenDigest>,
+    pub(super) unreadable: Option<Unreadable>,
 }
 
 /// What an entry under a session's key is.
@@ -86,7 +87,9 @@ enum Judged {
     Moved(Moved),
     /// Past the policy's lifetime, or no session at all.
     Ended,
-    /// A session of a newer schema or version, or one that cannot be migrated. It is left alone.
+    /// A session of a newer schema or version. It is left alone.
+    Newer,
+    /// One that cannot be migrated. It is left alone.
     Unreadable,
 }
 
@@ -199,8 +202,12 @@ impl Store {
             let Some(entry) = lookup.entry else { return Ok(found) };
             match self.judge(token.clone(), id, &entry, sent).await {
                 Judged::Ended => return Ok(found),
+                Judged::Newer => {
+                    found.unreadable = Some(Unreadable::Newer(id));
+                    return Ok(found);
+                }
                 Judged::Unreadable => {
-                    found.unreadable = Some(id);
+                    found.unreadable = Some(Unreadable::Record(id));
                     return Ok(found);
                 }
                 Judged::Live(session) => {
@@ -246,7 +253,7 @@ impl Store {
             Ok(Record::Moved(moved)) => return Judged::Moved(moved),
             Ok(Record::Live(_)) | Err(DecodeError::OtherVersion) => {
                 event!(debug, "a session of a newer schema or version counts as none");
-                return Judged::Unreadable;
+                return Judged::Newer;
             }
             Err(DecodeError::Damaged) => {
                 self.quarantine(id, entry).await;
@@ -381,7 +388,7 @@ impl Store {
                     let now = match judged {
                         Judged::Live(now) => Some(now),
                         Judged::Moved(moved) => self.follow(token, &moved).await?,
-                        Judged::Ended | Judged::Unreadable => None,
+                        Judged::Ended | Judged::Newer | Judged::Unreadable => None,
                     };
                     match now {
                         Some(now) => current = now,

@@ -192,7 +192,7 @@ impl Store {
                 Judged::Ended | Judged::Moved(Moved { successor: None, .. }) => {
                     return Ok(Look::Dead);
                 }
-                Judged::Unreadable => return Ok(Look::Unreadable),
+                Judged::Newer | Judged::Unreadable => return Ok(Look::Unreadable),
                 Judged::Moved(Moved { successor: Some(next), .. }) => id = next,
                 Judged::Live(session) => {
                     // The last use has set the life to the idle timeout, or to what was left until
