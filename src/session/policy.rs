@@ -33,8 +33,8 @@ pub enum PolicyError {
     IdleTimeout(Duration),
     /// With a slack as long as the idle timeout, or a longer one, no use would ever be noted.
     TouchSlack(Duration),
-    /// The time between two rotations is shorter than a second.
-    Rotation(Duration),
+    /// There is no time between two rotations.
+    Rotation,
     /// In no time at all no storage answers.
     Timeout,
     /// A principal may have 1 to 64 sessions.
@@ -68,9 +68,9 @@ impl fmt::Display for PolicyError {
                 "a slack of {slack:?} cannot be used: choose one shorter than the idle timeout, so \
                  that sessions which are used go on"
             ),
-            Self::Rotation(every) => {
-                write!(f, "a rotation every {every:?} cannot be used: choose at least a second")
-            }
+            Self::Rotation => f.write_str(
+                "a rotation without any time between cannot be used: every request would rotate",
+            ),
             Self::Timeout => f.write_str(
                 "a timeout of nothing cannot be used: every operation of the storage would fail",
             ),
@@ -251,7 +251,7 @@ impl Policy {
         self
     }
 
-    /// Gives the session a new id at most that often, a second or more, while it is used. Default: only at a login and
+    /// Gives the session a new id at most that often, while it is used. Default: only at a login and
     /// when a handler asks for it.
     ///
     /// The old id goes on working until the new one has been used, and for a short
@@ -442,8 +442,8 @@ impl Policy {
         if self.slack() >= self.idle {
             return Err(PolicyError::TouchSlack(self.slack()));
         }
-        if let Some(every) = self.rotation.filter(|every| *every < second) {
-            return Err(PolicyError::Rotation(every));
+        if self.rotation.is_some_and(|every| every.is_zero()) {
+            return Err(PolicyError::Rotation);
         }
         if self.timeout.is_zero() {
             return Err(PolicyError::Timeout);
