@@ -139,8 +139,17 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The state, for somebody who may tell of it: what was looked up without that counts now.
+    pub(super) fn told(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state();
+        if state.loaded && !mem::replace(&mut state.touched, true) {
+            self.mark.touch();
+        }
+        state
+    }
+
     pub(super) fn with_live<O>(&self, read: impl FnOnce(&Live) -> O) -> Option<O> {
-        self.state().session.as_ref().map(|session| read(&session.live))
+        self.told().session.as_ref().map(|session| read(&session.live))
     }
 
     /// Notes what the client is, for a login.
@@ -184,9 +193,14 @@ impl Inner {
             if !mem::replace(&mut state.touched, true) {
                 self.mark.touch();
             }
-            if state.loaded {
-                return Ok(());
-            }
+        }
+        self.look_up().await
+    }
+
+    /// Looks the session up, without that the answer counts as one that depends on it.
+    pub(super) async fn look_up(&self) -> Result<(), SessionError> {
+        if self.state().loaded {
+            return Ok(());
         }
         let _busy = self.busy.lock().await;
         if self.state().loaded {
