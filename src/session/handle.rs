@@ -64,7 +64,28 @@ impl<R> SessionHandle<R> {
 
     /// Whether there is a live session, as far as this request has seen.
     pub fn exists(&self) -> bool {
-        self.inner.state().session.is_some()
+        self.inner.told().session.is_some()
+    }
+
+    /// Who has logged in, for a layer that decides by it whether the request goes on, such as a rate
+    /// limit by user.
+    ///
+    /// The answer then does not count as one that depends on the session: without
+    /// [`load`](Self::load) or an extractor it says neither `Vary: Cookie` nor `private`, and a cache
+    /// further inside may give and store it.
+    ///
+    /// # Errors
+    ///
+    /// If the storage gives no answer and the policy is [`Outage::Closed`](super::Outage::Closed).
+    ///
+    /// # Security
+    ///
+    /// What it tells must reach neither an answer nor the handler: a cache would give it to others.
+    pub async fn identify(&self) -> Result<Option<String>, SessionError> {
+        self.inner.look_up().await?;
+        let state = self.inner.state();
+        let principal = state.session.as_ref().and_then(|it| it.live.principal.as_deref());
+        Ok(principal.map(str::to_owned))
     }
 
     /// Who has logged in, as far as this request has seen.
@@ -80,14 +101,14 @@ impl<R> SessionHandle<R> {
 
     /// How long ago the principal has proved who it is.
     pub fn authenticated_ago(&self) -> Option<Duration> {
-        let state = self.inner.state();
+        let state = self.inner.told();
         let session = state.session.as_ref()?;
         Some(session.since(session.live.authenticated?))
     }
 
     /// How long the session can go on at most.
     pub fn life_left(&self) -> Option<Duration> {
-        self.inner.state().session.as_ref().map(Loaded::life_left)
+        self.inner.told().session.as_ref().map(Loaded::life_left)
     }
 
     /// The id itself, to hand to a client that sends it as
@@ -100,7 +121,7 @@ impl<R> SessionHandle<R> {
     /// Whoever holds the token has the session. It belongs into the body of an answer over TLS, and
     /// nowhere else.
     pub fn token(&self) -> Option<SessionToken> {
-        self.inner.state().session.as_ref().and_then(|session| session.token.clone())
+        self.inner.told().session.as_ref().and_then(|session| session.token.clone())
     }
 
     /// The session's data, as the extractor [`Session`] gives it.
@@ -324,6 +345,8 @@ impl<R> Clone for SessionHandle<R> {
 
 impl<R> fmt::Debug for SessionHandle<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SessionHandle").field("exists", &self.exists()).finish_non_exhaustive()
+        f.debug_struct("SessionHandle")
+            .field("exists", &self.inner.state().session.is_some())
+            .finish_non_exhaustive()
     }
 }

@@ -31,6 +31,12 @@ pub enum PolicyError {
     Lifetime(Duration),
     /// The idle timeout is shorter than a second or longer than the absolute lifetime.
     IdleTimeout(Duration),
+    /// With a slack as long as the idle timeout, or a longer one, no use would ever be noted.
+    TouchSlack(Duration),
+    /// There is no time between two rotations.
+    Rotation,
+    /// In no time at all no storage answers.
+    Timeout,
     /// A principal may have 1 to 64 sessions.
     Cap(u8),
     /// A policy for a realm of its own needs a name of its own.
@@ -56,6 +62,17 @@ impl fmt::Display for PolicyError {
                 f,
                 "an idle timeout of {idle:?} cannot be used: choose one between a second and the \
                  absolute lifetime"
+            ),
+            Self::TouchSlack(slack) => write!(
+                f,
+                "a slack of {slack:?} cannot be used: choose one shorter than the idle timeout, so \
+                 that sessions which are used go on"
+            ),
+            Self::Rotation => f.write_str(
+                "a rotation without any time between cannot be used: every request would rotate",
+            ),
+            Self::Timeout => f.write_str(
+                "a timeout of nothing cannot be used: every operation of the storage would fail",
             ),
             Self::Cap(cap) => {
                 write!(f, "a principal may have 1 to {LARGEST_CAP} sessions, not {cap}")
@@ -226,7 +243,8 @@ impl Policy {
     }
 
     /// How far the remaining life may fall below the idle timeout before a read writes it back.
-    /// Default: a twentieth of the idle timeout, from a second to 5 minutes.
+    /// Default: a twentieth of the idle timeout, from a second to 5 minutes, and at most half of it.
+    /// It has to be shorter than the idle timeout.
     #[must_use]
     pub fn with_touch_slack(mut self, slack: Duration) -> Self {
         self.slack = Some(slack);
@@ -271,7 +289,8 @@ impl Policy {
     /// token is the one that [`SessionHandle::token`](super::SessionHandle::token) tells.
     ///
     /// A request whose cookie and bearer token are two sessions is refused with 400. A session that
-    /// came by bearer is never sent as a cookie.
+    /// came by bearer is not sent as a cookie, unless the cookie came too; nor does it
+    /// [rotate](Self::with_rotation) by itself, for its client would not get to know the new token.
     #[must_use]
     pub fn with_bearer(mut self) -> Self {
         self.bearer = true;
@@ -334,7 +353,8 @@ impl Policy {
     ///
     /// The function is given the older version and the data, and is called when such a session is
     /// read; the outcome is stored with the next change. Sessions of a higher version than this are
-    /// left alone and count as none, so old and new processes can run side by side.
+    /// left alone and count as none, and a save in their place is refused as in an outage (503), so old
+    /// and new processes can run side by side. A login or logout ends them.
     ///
     /// # Examples
     ///
@@ -419,6 +439,15 @@ impl Policy {
         if !(second..=self.lifetime).contains(&self.idle) {
             return Err(PolicyError::IdleTimeout(self.idle));
         }
+        if self.slack() >= self.idle {
+            return Err(PolicyError::TouchSlack(self.slack()));
+        }
+        if self.rotation.is_some_and(|every| every.is_zero()) {
+            return Err(PolicyError::Rotation);
+        }
+        if self.timeout.is_zero() {
+            return Err(PolicyError::Timeout);
+        }
         match self.cap {
             Some(cap) if !(1..=LARGEST_CAP).contains(&cap.most) => {
                 return Err(PolicyError::Cap(cap.most));
@@ -432,8 +461,8 @@ impl Policy {
     }
 
     pub(super) fn slack(&self) -> Duration {
-        let most = Duration::from_secs(300);
-        self.slack.unwrap_or((self.idle / 20).clamp(Duration::from_secs(1), most))
+        let (least, most) = (Duration::from_secs(1), Duration::from_secs(300));
+        self.slack.unwrap_or((self.idle / 20).clamp(least, most).min(self.idle / 2))
     }
 
     pub(super) fn saves_after(&self, status: StatusCode) -> bool {

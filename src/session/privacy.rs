@@ -53,7 +53,12 @@ pub(crate) fn keep_private(headers: &mut HeaderMap, sets_cookie: bool) {
         return;
     }
     let said = match Said::by(headers) {
-        Some(said) if said.forbids => return,
+        Some(said) if said.is_private || said.is_not_stored && !said.may_be_overruled => return,
+        // Said so that it holds for all caches.
+        Some(said) if said.may_be_overruled && (said.is_not_stored || sets_cookie) => {
+            headers.insert(header::CACHE_CONTROL, PRIVATE_NO_STORE);
+            return;
+        }
         Some(said) => said,
         None => {
             // Caches read a broken field in different ways.
@@ -72,8 +77,12 @@ pub(crate) fn keep_private(headers: &mut HeaderMap, sets_cookie: bool) {
 }
 
 struct Said<'h> {
-    /// Shared caches may not store it.
-    forbids: bool,
+    /// Plainly `private`.
+    is_private: bool,
+    /// Plainly `no-store`.
+    is_not_stored: bool,
+    /// `must-understand`, by which caches may ignore `no-store` (RFC 9111, section 5.2.2.3).
+    may_be_overruled: bool,
     /// The directives that may stay beside `private`, as they were written.
     others: Vec<&'h [u8]>,
 }
@@ -81,7 +90,12 @@ struct Said<'h> {
 impl<'h> Said<'h> {
     /// `None` if a line is not what RFC 9111, section 5.2 allows.
     fn by(headers: &'h HeaderMap) -> Option<Self> {
-        let mut said = Self { forbids: false, others: Vec::new() };
+        let mut said = Self {
+            is_private: false,
+            is_not_stored: false,
+            may_be_overruled: false,
+            others: Vec::new(),
+        };
         for line in headers.get_all(header::CACHE_CONTROL) {
             let mut rest = line.as_bytes();
             while let Some(start) = rest.iter().position(|byte| !b", \t".contains(byte)) {
@@ -94,10 +108,13 @@ impl<'h> Said<'h> {
     }
 
     fn add(&mut self, directive: &Directive<'h>) {
-        let is = |name: &&[u8]| directive.name.eq_ignore_ascii_case(name);
-        if !directive.has_argument && (is(&&b"private"[..]) || is(&&b"no-store"[..])) {
-            self.forbids = true;
-        } else if !SHARED.iter().any(is) {
+        let is = |name: &[u8]| directive.name.eq_ignore_ascii_case(name);
+        self.may_be_overruled |= is(b"must-understand");
+        if !directive.has_argument && is(b"private") {
+            self.is_private = true;
+        } else if !directive.has_argument && is(b"no-store") {
+            self.is_not_stored = true;
+        } else if !SHARED.iter().any(|name| is(name)) {
             self.others.push(directive.whole);
         }
     }
@@ -273,6 +290,23 @@ mod tests {
     }
 
     #[test]
+    fn a_no_store_that_caches_are_to_ignore_forbids_nothing() {
+        for said in [
+            &["must-understand, no-store, max-age=60"][..],
+            &["no-store", "public, Must-Understand"],
+        ] {
+            for sets_cookie in [false, true] {
+                assert_eq!(kept_private(said, sets_cookie), ["private, no-store"], "{said:?}");
+            }
+        }
+        let said = ["must-understand, private, no-store"];
+        assert_eq!(kept_private(&said, false), said);
+        let said = ["must-understand, max-age=60"];
+        assert_eq!(kept_private(&said, false), ["private, must-understand, max-age=60"]);
+        assert_eq!(kept_private(&said, true), ["private, no-store"]);
+    }
+
+    #[test]
     fn what_cannot_be_read_is_replaced_as_a_whole() {
         for said in [
             "é",
@@ -313,13 +347,14 @@ mod tests {
     proptest! {
         #[test]
         fn after_any_bytes_shared_caches_may_store_nothing(
-            said in vec("(public|private|no-store|x|,| |=|\"|\\\\|é|s-maxage=1){0,9}", 1..3),
+            said in vec("(public|private|no-store|must-understand|x|,| |=|\"|\\\\|é|s-maxage=1){0,9}", 1..3),
             sets_cookie: bool,
         ) {
             let said: Vec<_> = said.iter().map(String::as_str).collect();
             let mut headers = with(&header::CACHE_CONTROL, &said);
             keep_private(&mut headers, sets_cookie);
-            prop_assert!(Said::by(&headers).is_some_and(|said| said.forbids));
+            let said = Said::by(&headers).expect("what is written can be read");
+            prop_assert!(said.is_private || said.is_not_stored && !said.may_be_overruled);
             let once = headers.clone();
             keep_private(&mut headers, sets_cookie);
             prop_assert_eq!(once, headers);

@@ -73,6 +73,8 @@ pub(super) enum Via {
     #[default]
     Cookie,
     Bearer,
+    /// By one as by the other: what becomes of the session is to be known to both.
+    Both,
 }
 
 /// What becomes of the cookie.
@@ -128,8 +130,17 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The state, for somebody who may tell of it: what was looked up without that counts now.
+    pub(super) fn told(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state();
+        if state.loaded && !mem::replace(&mut state.touched, true) {
+            self.mark.touch();
+        }
+        state
+    }
+
     pub(super) fn with_live<O>(&self, read: impl FnOnce(&Live) -> O) -> Option<O> {
-        self.state().session.as_ref().map(|session| read(&session.live))
+        self.told().session.as_ref().map(|session| read(&session.live))
     }
 
     /// Notes what the client is, for a login.
@@ -173,9 +184,14 @@ impl Inner {
             if !mem::replace(&mut state.touched, true) {
                 self.mark.touch();
             }
-            if state.loaded {
-                return Ok(());
-            }
+        }
+        self.look_up().await
+    }
+
+    /// Looks the session up, without that the answer counts as one that depends on it.
+    pub(super) async fn look_up(&self) -> Result<(), SessionError> {
+        if self.state().loaded {
+            return Ok(());
         }
         let _busy = self.busy.lock().await;
         if self.state().loaded {
@@ -272,7 +288,10 @@ impl Inner {
     pub(super) fn push(&self, changes: Result<Changes, SessionError>, era: u64, at_once: bool) {
         let mut state = self.state();
         if state.era != era {
-            return;
+            return match changes {
+                Ok(changes) if changes.is_empty() => Ok(()),
+                _ => Err(SessionError::new(SessionErrorKind::Gone)),
+            };
         }
         match changes {
             Ok(changes) if changes.is_empty() => {}
@@ -287,6 +306,7 @@ impl Inner {
             Ok(changes) => state.pending.merge(changes),
             Err(error) => state.unwritable = Some(error),
         }
+        Ok(())
     }
 
     /// Saves what is pending. The names of the fields in which others were overwritten.
@@ -527,6 +547,13 @@ impl Inner {
             headers.append(header::SET_COOKIE, line);
         }
     }
+}
+
+/// A session begun in place of one that only newer processes can read would take its cookie, and so
+/// the login, from them. Tried again, the request may come to one of these.
+fn newer() -> SessionError {
+    let message = "the session was written by a newer release than this process";
+    Error::new(ErrorKind::Unavailable, message).into()
 }
 
 impl State {

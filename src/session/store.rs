@@ -116,7 +116,9 @@ enum Judged {
     Moved(Moved),
     /// Past the policy's lifetime, or no session at all.
     Ended,
-    /// A session of a newer schema or version, or one that cannot be migrated. It is left alone.
+    /// A session of a newer schema or version. It is left alone.
+    Newer,
+    /// One that cannot be migrated. It is left alone.
     Unreadable,
 }
 
@@ -225,6 +227,10 @@ impl Store {
             let Some(entry) = lookup.entry else { return Ok(found) };
             match self.judge(token.clone(), id, &entry, sent).await {
                 Judged::Ended => return Ok(found),
+                Judged::Newer => {
+                    found.unreadable = Some(Unreadable::Newer(id));
+                    return Ok(found);
+                }
                 Judged::Unreadable => {
                     found.instead = Some(Instead::Unreadable(id));
                     return Ok(found);
@@ -273,7 +279,7 @@ impl Store {
             Ok(Record::Moved(moved)) => return Judged::Moved(moved),
             Ok(Record::Live(_)) | Err(DecodeError::OtherVersion) => {
                 event!(debug, "a session of a newer schema or version counts as none");
-                return Judged::Unreadable;
+                return Judged::Newer;
             }
             Err(DecodeError::Damaged) => {
                 // Boxed, as it is rare and every lookup would be larger.

@@ -6,7 +6,9 @@ use std::{
     thread,
 };
 
-use super::{SessionData, SessionError, SessionHandle, data::Encoded, fields::Changes};
+use super::{
+    Notice, SaveFailure, SessionData, SessionError, SessionHandle, data::Encoded, fields::Changes,
+};
 
 /// The session of a request, as a value of a type of your own.
 ///

@@ -178,7 +178,7 @@ impl Store {
                 Some(next) => Meanwhile::Moved(next),
                 None => Meanwhile::Gone,
             },
-            Judged::Ended | Judged::Unreadable => Meanwhile::Gone,
+            Judged::Ended | Judged::Newer | Judged::Unreadable => Meanwhile::Gone,
         })
     }
 
