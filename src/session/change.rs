@@ -158,7 +158,9 @@ impl Inner {
     /// Ends what counts as no session for this policy or type.
     async fn destroy_instead(&self, instead: Instead) -> Result<(), SessionError> {
         match instead {
-            Instead::Unreadable(id) => self.shared.store.destroy_unreadable(id).await,
+            Instead::Newer(id) | Instead::Unreadable(id) => {
+                self.shared.store.destroy_unreadable(id).await
+            }
             Instead::Mismatch(session) => self.shared.store.destroy(&session).await,
             Instead::Replaced { .. } | Instead::Gone => Ok(()),
         }

@@ -17,8 +17,9 @@ mod sealed {
 /// `Default`, and [`SessionMap`].
 ///
 /// The fields of a struct (or entries of a map with text keys) are stored one by one: requests that
-/// change different fields at the same time both keep what they wrote, and several types may share a
-/// session, each with its own fields. What is no struct and no map is stored as a whole.
+/// change different fields at the same time both keep what they wrote, and several structs may share a
+/// session, each with its own fields. A map sees all fields, so its values have to fit all of them. What
+/// is no struct and no map is stored as a whole.
 ///
 /// A field that is not there yet, because the type has grown, is what serde makes of a missing field,
 /// or as in the type's default.

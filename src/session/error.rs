@@ -167,6 +167,7 @@ impl SaveFailure {
         match error.kind() {
             SessionErrorKind::Gone => Self::Gone,
             SessionErrorKind::Unavailable(error) => Self::Unavailable(error.kind()),
+            SessionErrorKind::HeadSent => Self::Late,
             _ => Self::Data,
         }
     }

@@ -64,7 +64,8 @@
 //! meanwhile is refused and reported ([`SaveFailure::Gone`]); nothing brings it back.
 //!
 //! Logins, logouts, new ids, `update` and `save` are done when their future is ready, whatever status
-//! the handler then answers. They are carried out to their end also if the client goes away.
+//! the handler then answers. If the client goes away meanwhile, an `update` is made in full or not at
+//! all, and the others are carried out to their end.
 //!
 //! # Ids
 //!
@@ -112,9 +113,7 @@
 //! let policy = Policy::new("api", "100/min".parse().unwrap()).with_async_key(|head| {
 //!     let session: Option<SessionHandle> = SessionHandle::of(head);
 //!     async move {
-//!         let session = session?;
-//!         session.load().await.ok()?;
-//!         session.principal()
+//!         session?.identify().await.ok()?
 //!     }
 //! });
 //! # let _ = policy;

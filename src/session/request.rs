@@ -126,7 +126,7 @@ impl Inner {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while the lock is held.
+        // Nothing of the user's runs while the lock is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -197,13 +197,10 @@ impl Inner {
         if self.state().loaded {
             return Ok(());
         }
-        // Of a client that sends both, which then are the same, the cookie is kept up to date.
-        let (presented, via) = match (self.cookie(), self.bearer()) {
-            (Presented::Token { token, renew }, _) => {
-                (Presented::Token { token, renew }, Via::Cookie)
-            }
-            (_, bearer @ Presented::Token { .. }) => (bearer, Via::Bearer),
-            (cookie, _) => (cookie, Via::Cookie),
+        let (presented, via) = match (self.bearer(), self.cookie()) {
+            (Presented::Token { .. }, cookie @ Presented::Token { .. }) => (cookie, Via::Both),
+            (bearer @ Presented::Token { .. }, _) => (bearer, Via::Bearer),
+            (_, cookie) => (cookie, Via::Cookie),
         };
         let Presented::Token { token, renew } = presented else {
             if matches!(presented, Presented::Ambiguous) {
@@ -268,24 +265,42 @@ impl Inner {
 
     /// The data as a handler sees it, to which era it belongs, and the fields it was read from.
     pub(super) fn read<T: SessionData>(&self) -> (T, u64, Encoded) {
+        let (fields, era) = {
+            let state = self.state();
+            (Encoded(state.fields()), state.era)
+        };
+        let error = match T::decode(&fields) {
+            Ok(value) => return (value, era, fields),
+            Err(error) => error,
+        };
+        let policy = &self.shared.store.policy;
+        event!(error, %error, "a session does not fit its type, and counts as none");
+        policy.observe(&Notice::Mismatch);
         let mut state = self.state();
-        let fields = Encoded(state.fields());
-        match T::decode(&fields) {
-            Ok(value) => (value, state.era, fields),
-            Err(error) => {
-                event!(error, %error, "a session does not fit its type, and counts as none");
-                self.shared.store.policy.observe(&Notice::Mismatch);
-                // It is left as it is: what is written now begins a session of its own.
-                let session = state.session.take();
-                state.forget();
-                state.instead = session.map(Box::new).map(Instead::Mismatch);
-                (T::default(), state.era, Encoded(Fields::default()))
-            }
+        let mut loses = false;
+        if state.era == era {
+            // It is left as it is: what is written now begins a session of its own.
+            loses = !state.pending.is_empty();
+            let session = state.session.take();
+            state.forget();
+            state.instead = session.map(Box::new).map(Instead::Mismatch);
         }
+        let era = state.era;
+        drop(state);
+        if loses {
+            policy.observe(&Notice::NotSaved(SaveFailure::Data));
+        }
+        (T::default(), era, Encoded(Fields::default()))
     }
 
-    /// Takes what a handler has changed, to be saved before the response leaves, or at once.
-    pub(super) fn push(&self, changes: Result<Changes, SessionError>, era: u64, at_once: bool) {
+    /// Takes what a handler has changed, to be saved before the response leaves, or at once. Refuses
+    /// changes of a session that is not that of the request any more.
+    pub(super) fn push(
+        &self,
+        changes: Result<Changes, SessionError>,
+        era: u64,
+        at_once: bool,
+    ) -> Result<(), SessionError> {
         let mut state = self.state();
         if state.era != era {
             return match changes {
@@ -340,13 +355,17 @@ impl Inner {
             }
         };
         let mut state = self.state();
-        debug_assert_eq!(state.era, era, "operations of one request take turns");
+        if state.era != era {
+            // Counted as none meanwhile, by a handler whose type it does not fit.
+            return Err(SessionError::new(SessionErrorKind::Gone));
+        }
         match outcome {
             Ok(Some((saved, overwritten))) => {
                 if session.is_none() {
                     state.cookie = CookieAction::Set;
                 }
                 state.session = Some(saved);
+                drop(state);
                 if !overwritten.is_empty() {
                     event!(info, fields = ?overwritten, "a session was changed by two at once");
                     let fields = overwritten.clone();
@@ -584,6 +603,7 @@ impl State {
             Some(Instead::Replaced { .. } | Instead::Gone) => {
                 Err(SessionError::new(SessionErrorKind::Gone))
             }
+            Some(Instead::Newer(_)) => Err(newer()),
             _ => Ok(()),
         }
     }

@@ -101,7 +101,9 @@ pub(super) struct Found {
 pub(super) enum Instead {
     /// It was replaced at a change of privileges a short while ago.
     Replaced { successor: Option<TokenDigest> },
-    /// A record that this policy cannot read.
+    /// A session of a newer schema or version, which other processes can read.
+    Newer(TokenDigest),
+    /// A record that this policy cannot migrate.
     Unreadable(TokenDigest),
     /// A session whose data does not fit the type of a handler.
     Mismatch(Box<Loaded>),
@@ -184,7 +186,7 @@ impl Store {
         if self.storage.answers_at_once() {
             return Timed::at_once(work);
         }
-        Timed::within(10 * self.policy.timeout, work, |_| {
+        Timed::within(self.policy.timeout.saturating_mul(10), work, |_| {
             let message = "too many changes of one session are waiting for one another";
             Error::new(ErrorKind::Timeout, message)
         })
@@ -228,7 +230,7 @@ impl Store {
             match self.judge(token.clone(), id, &entry, sent).await {
                 Judged::Ended => return Ok(found),
                 Judged::Newer => {
-                    found.unreadable = Some(Unreadable::Newer(id));
+                    found.instead = Some(Instead::Newer(id));
                     return Ok(found);
                 }
                 Judged::Unreadable => {
@@ -445,7 +447,7 @@ impl Store {
         match self.judge(seen.token.clone(), seen.id, entry, sent).await {
             Judged::Live(now) => Ok(Some(now)),
             Judged::Moved(moved) => Box::pin(self.follow(seen.token, moved)).await,
-            Judged::Ended | Judged::Unreadable => Ok(None),
+            Judged::Ended | Judged::Newer | Judged::Unreadable => Ok(None),
         }
     }
 

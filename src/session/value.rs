@@ -98,7 +98,7 @@ impl<T: SessionData, R> Session<T, R> {
     ///
     /// The change is made in full or not at all.
     pub async fn update<O>(&mut self, change: impl FnMut(&mut T) -> O) -> Result<O, SessionError> {
-        self.push_changes(true);
+        self.push_changes(true)?;
         let (value, era, outcome) = self.handle.inner.update(change).await?;
         (self.value, self.era) = (value, era);
         (self.record, self.before) = (None, None);
@@ -115,14 +115,14 @@ impl<T: SessionData, R> Session<T, R> {
     ///
     /// Once begun, it is carried out to its end.
     pub async fn save(&mut self) -> Result<(), SessionError> {
-        self.push_changes(true);
+        self.push_changes(true)?;
         self.handle.save().await
     }
 
     /// Hands what has changed to the request, to be saved with all else; or at once, if the caller
     /// does so.
-    fn push_changes(&mut self, at_once: bool) {
-        let Some(before) = self.before.take() else { return };
+    fn push_changes(&mut self, at_once: bool) -> Result<(), SessionError> {
+        let Some(before) = self.before.take() else { return Ok(()) };
         let changes = before.and_then(|before| {
             let after = self.value.encode()?;
             let changes = Changes::diff(&before.0, &after.0);
@@ -131,7 +131,7 @@ impl<T: SessionData, R> Session<T, R> {
                 _ => changes,
             })
         });
-        self.handle.inner.push(changes, self.era, at_once);
+        self.handle.inner.push(changes, self.era, at_once)
     }
 }
 
@@ -154,8 +154,14 @@ impl<T: SessionData, R> DerefMut for Session<T, R> {
 
 impl<T: SessionData, R> Drop for Session<T, R> {
     fn drop(&mut self) {
-        if !thread::panicking() {
-            self.push_changes(false);
+        if !thread::panicking() && self.push_changes(false).is_err() {
+            event!(
+                warn,
+                "a session was changed after it had ended or another had taken its place: nothing \
+                 was saved"
+            );
+            let policy = &self.handle.inner.shared.store.policy;
+            policy.observe(&Notice::NotSaved(SaveFailure::Gone));
         }
     }
 }

@@ -200,7 +200,7 @@ impl Store {
             match self.judge(None, id, &entry, sent).await {
                 Judged::Ended => return Ok(Look::Dead),
                 Judged::Moved(Moved::Replaced { .. }) => return Ok(Look::Replaced),
-                Judged::Unreadable => return Ok(Look::Unreadable),
+                Judged::Newer | Judged::Unreadable => return Ok(Look::Unreadable),
                 Judged::Moved(Moved::Rotated { successor, .. } | Moved::Retired { successor }) => {
                     id = successor;
                 }
