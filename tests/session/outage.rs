@@ -30,7 +30,7 @@ use crate::{
 
 /// What a request may take whose storage does not answer: the policy's half a second, and as much
 /// again and more for a busy test machine.
-const DEADLINE: Duration = Duration::from_secs(2);
+const DEADLINE: Duration = Duration::from_secs(3);
 
 async fn storage(server: &RedisServer) -> AnyStorage {
     RedisStorage::builder().url(server.url()).prefix("outage").build().await.unwrap().erase()
