@@ -179,7 +179,7 @@ async fn no_log_line_and_no_debug_output_holds_a_token_a_cookie_or_data() {
         assert_eq!(see(second, "GET", "/me").await, 401);
         assert_eq!(see(second, "POST", &format!("/login/{PRINCIPAL}")).await, 200);
         assert_eq!(see(second, "POST", "/logout").await, 200);
-        show(&Login::new("x").with_device(Device::new().with_user_agent("a browser")));
+        show(&Login::new(PRINCIPAL).with_device(Device::new().with_user_agent("a browser")));
     }
     let shown = shown.lock().unwrap();
     let text = LOG.text();

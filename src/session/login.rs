@@ -1,6 +1,6 @@
 //! Who logs in.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use super::Device;
 
@@ -15,7 +15,7 @@ use super::Device;
 /// let login = Login::new("alice").with_lifetime(Duration::from_secs(8 * 3_600));
 /// # let _ = login;
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Login {
     pub(super) principal: String,
     pub(super) device: Option<Device>,
@@ -42,6 +42,16 @@ impl Login {
     pub fn with_lifetime(mut self, lifetime: Duration) -> Self {
         self.lifetime = Some(lifetime);
         self
+    }
+}
+
+/// Not who it is.
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login")
+            .field("device", &self.device)
+            .field("lifetime", &self.lifetime)
+            .finish_non_exhaustive()
     }
 }
 

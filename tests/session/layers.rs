@@ -322,36 +322,37 @@ async fn the_tier_of_a_limit_comes_from_the_session() {
     same.get("/me").await.expect(429);
 }
 
+async fn without_axum(request: Request<String>) -> Result<Response<String>, Infallible> {
+    let handle = SessionHandle::<()>::of(RequestHead::new(&request)).expect("a layer is there");
+    let answer = match request.uri().path() {
+        "/count" => {
+            let mut session = handle.session::<Visitor>().await.unwrap();
+            session.update(|visitor| visitor.count += 1).await.unwrap();
+            session.theme = "dark".to_owned();
+            session.count.to_string()
+        }
+        "/login" => {
+            handle.load().await.unwrap();
+            handle.login(request.into_body()).await.unwrap();
+            String::new()
+        }
+        "/who" => {
+            handle.load().await.unwrap();
+            format!("{:?} {}", handle.principal(), handle.exists())
+        }
+        _ => {
+            let refusal = handle.reauthenticate().await.unwrap_err();
+            return Ok(refusal.to_response().map(|body| format!("{body:?}")));
+        }
+    };
+    Ok(Response::new(answer))
+}
+
 #[tokio::test]
 async fn a_service_without_axum_has_its_handle_in_the_request() {
-    let handler = async |request: Request<String>| {
-        let handle = SessionHandle::<()>::of(RequestHead::new(&request)).expect("a layer is there");
-        let answer = match request.uri().path() {
-            "/count" => {
-                let mut session = handle.session::<Visitor>().await.unwrap();
-                session.update(|visitor| visitor.count += 1).await.unwrap();
-                session.theme = "dark".to_owned();
-                session.count.to_string()
-            }
-            "/login" => {
-                handle.load().await.unwrap();
-                handle.login(request.into_body()).await.unwrap();
-                String::new()
-            }
-            "/who" => {
-                handle.load().await.unwrap();
-                format!("{:?} {}", handle.principal(), handle.exists())
-            }
-            _ => {
-                let refusal = handle.reauthenticate().await.unwrap_err();
-                return Ok(refusal.to_response().map(|body| format!("{body:?}")));
-            }
-        };
-        Ok::<_, Infallible>(Response::new(answer))
-    };
     assert!(SessionHandle::<()>::of(RequestHead::new(&Request::new(()))).is_none());
     let layer = SessionLayer::new(MemoryStorage::new(), Policy::new());
-    let service = layer.layer(service_fn(handler));
+    let service = layer.layer(service_fn(without_axum));
     let mut cookie = None::<String>;
     let mut send = async |path: &str, body: &str| {
         let mut request = Request::builder().uri(path).header("user-agent", "a tower");

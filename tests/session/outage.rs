@@ -15,7 +15,10 @@ use axum::{
 use tower::ServiceExt;
 use tower_keep::{
     MemoryStorage, RedisStorage, SessionLayer, Storage,
-    session::{Notice, Outage, Policy, Principal, ReadSession, SaveFailure, Session, SessionMap},
+    session::{
+        Notice, Outage, Policy, Principal, ReadSession, SaveFailure, Session, SessionHandle,
+        SessionMap,
+    },
     storage::{AnyStorage, ErrorKind},
 };
 
@@ -27,7 +30,7 @@ use crate::{
 
 /// What a request may take whose storage does not answer: the policy's half a second, and as much
 /// again and more for a busy test machine.
-const DEADLINE: Duration = Duration::from_secs(2);
+const DEADLINE: Duration = Duration::from_secs(3);
 
 async fn storage(server: &RedisServer) -> AnyStorage {
     RedisStorage::builder().url(server.url()).prefix("outage").build().await.unwrap().erase()
@@ -237,4 +240,38 @@ async fn whoever_can_do_without_a_session_does() {
         assert_eq!(client.get("/optional").await.text, "true true true");
         assert_eq!(client.get("/all").await.json(), serde_json::json!({ "theme": "dark" }));
     }
+}
+
+#[tokio::test]
+async fn a_request_that_has_missed_its_session_begins_no_other_when_the_storage_is_back() {
+    let write = async |Extension(storage): Extension<Watched>, mut session: Session<SessionMap>| {
+        storage.cut_off(false);
+        session.insert("written", &true).unwrap();
+    };
+    let at_once = async |Extension(storage): Extension<Watched>,
+                         handle: SessionHandle,
+                         mut session: Session<Visitor>| {
+        storage.cut_off(false);
+        let updated = session.update(|visitor| visitor.count += 1).await;
+        let outcomes = [updated, handle.login("bob").await, handle.destroy().await];
+        format!("{}", outcomes.iter().all(|outcome| outcome.is_err()))
+    };
+    let storage = Watched::new(MemoryStorage::new());
+    let policy = Policy::new().with_outage(Outage::Anonymous);
+    let app = routes()
+        .route("/write", post(write))
+        .route("/at-once", post(at_once))
+        .layer(Extension(storage.clone()))
+        .layer(SessionLayer::new(storage.clone(), policy));
+    let mut client = alice(&app).await;
+    storage.writes();
+    for (path, text) in [("/write", ""), ("/at-once", "true")] {
+        storage.cut_off(true);
+        let answer = client.post(path).await.expect(200);
+        assert_eq!(answer.text, text);
+        assert!(answer.set_cookies().is_empty(), "{path}: {answer:?}");
+        assert_eq!(storage.writes(), 0, "{path}");
+    }
+    is_back(&client).await;
+    assert_eq!(client.get("/all").await.json(), serde_json::json!({ "theme": "dark" }));
 }
