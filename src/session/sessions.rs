@@ -177,10 +177,11 @@ impl Shared {
         for (member, standing) in read.members().iter().zip(join_all(looks).await) {
             // The index is a hint; what the record says counts.
             match standing? {
-                Standing::Alive(Seen { session, unused })
-                    if session.live.principal.as_deref() == Some(principal)
-                        && session.live.handle == member.handle =>
+                Standing::Alive(seen)
+                    if seen.session.live.principal.as_deref() == Some(principal)
+                        && seen.session.live.handle == member.handle =>
                 {
+                    let Seen { session, unused } = *seen;
                     if session.id != member.id {
                         moved.push(Member { id: session.id, ..*member });
                     }

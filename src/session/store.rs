@@ -840,7 +840,7 @@ impl Store {
                     let unused = self.policy.idle.saturating_sub(entry.ttl).min(entry.age);
                     let session = self.loaded(None, id, &entry, live, sent);
                     return Ok(session.map_or(Standing::Dead, |session| {
-                        Standing::Alive(Seen { session, unused })
+                        Standing::Alive(Box::new(Seen { session, unused }))
                     }));
                 }
             }
@@ -908,7 +908,7 @@ enum Meanwhile {
 
 /// What has become of a member of the index.
 pub(super) enum Standing {
-    Alive(Seen),
+    Alive(Box<Seen>),
     /// Its id was replaced at a change of privileges a short while ago. It is dead, or the index will
     /// soon know its new id.
     Replaced,
