@@ -12,7 +12,7 @@ use axum::{
 use tokio::time::{Instant, advance, sleep, timeout};
 use tower_keep::{
     MemoryStorage, Storage,
-    session::{Notice, OverCap, Policy},
+    session::{Notice, OverCap, Policy, SessionCursor},
 };
 
 use crate::{
@@ -201,6 +201,15 @@ impl Case {
         if act == Others && done {
             self.assert(self.look(&self.other).await.is_none(), "the other lives on");
         }
+        if act.is_login() && reply.is_some() && !done && !self.staged.is_dead() {
+            let principal = act.path().trim_start_matches("/login/");
+            let page = self.healthy.sessions.list(principal, SessionCursor::START).await.unwrap();
+            let other = self.look(&self.other).await.map(|look| look.id);
+            let known = [other, Some(self.public.clone())];
+            let unknown =
+                page.sessions.iter().any(|it| !known.contains(&Some(it.public_id.to_string())));
+            self.assert(!unknown, "a login that has failed has left a session");
+        }
         if act == LoginOverCap {
             let mut ids = vec![self.other.clone(), self.healthy.login("alice").await];
             ids.extend(new.clone());
@@ -228,6 +237,21 @@ impl Case {
         }
         if act.rotates() || act == FirstUse {
             self.check_rotation(new).await;
+        }
+    }
+
+    /// Once begun, after the lookup, it goes on without the client.
+    async fn check_carried_out(&self) {
+        let old = self.look(&self.id).await;
+        if self.act.replaces() || self.act.ends() {
+            self.assert(old.is_none(), "it was not carried out to its end");
+        } else if self.act.writes() && self.act != Begin {
+            let written = old.is_some_and(|look| look.has("wanted"));
+            self.assert(written, "it was not carried out to its end");
+        }
+        if self.act == Others {
+            let other = self.look(&self.other).await;
+            self.assert(other.is_none(), "it was not carried out to its end");
         }
     }
 
@@ -270,6 +294,9 @@ async fn at_every_operation(act: Act, fate: Fate, dropped: bool) -> usize {
                     let _ = request.await;
                     case.staged.release();
                     sleep(Duration::from_secs(8)).await;
+                    if number > 0 && !case.staged.is_dead() {
+                        case.check_carried_out().await;
+                    }
                 }
             }
         } else {

@@ -96,6 +96,11 @@ impl Staged {
         *self.script.reached.borrow()
     }
 
+    /// Whether nothing is answered any more.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.script.plan.lock().unwrap().dead
+    }
+
     pub(crate) fn release(&self) {
         self.script.released.send_replace(true);
     }
