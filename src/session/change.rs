@@ -4,9 +4,9 @@ use uuid::Uuid;
 
 use super::{
     Login, SessionError, SessionErrorKind,
-    fields::{Changes, Fields},
+    fields::Fields,
     record::Live,
-    request::{CookieAction, Inner},
+    request::{CookieAction, Inner, Taken},
     store::{Instead, Loaded, Look, Replacement},
     token::TokenDigest,
 };
@@ -16,8 +16,8 @@ impl Inner {
     pub(super) async fn login(&self, login: Login) -> Result<(), SessionError> {
         let _busy = self.busy.lock().await;
         let store = &self.shared.store;
-        let (old, instead, fence, pending) = {
-            let state = self.state();
+        let (old, instead, fence, mut taken) = {
+            let mut state = self.state();
             if state.head_sent {
                 return Err(SessionError::new(SessionErrorKind::HeadSent));
             }
@@ -25,8 +25,14 @@ impl Inner {
                 let message = "the session could not be read, so nobody can log in";
                 return Err(Error::new(ErrorKind::Unavailable, message).into());
             }
-            (state.session.clone(), state.instead.clone(), state.fence, state.pending.clone())
+            (
+                state.session.clone(),
+                state.instead.clone(),
+                state.fence,
+                Taken::from(self, &mut state),
+            )
         };
+        let pending = taken.changes.clone();
         let fence = match fence {
             Some(fence) => Some(fence),
             None => store.fence().await?,
@@ -66,13 +72,16 @@ impl Inner {
                 state.session = Some(session);
                 state.instead = None;
                 state.cookie = CookieAction::Set;
-                state.pending = Changes::default();
+                taken.are_done();
                 if stranger {
                     state.era += 1;
                 }
                 Ok(())
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                drop(state);
+                Err(error)
+            }
         }
     }
 
@@ -92,6 +101,10 @@ impl Inner {
         let store = &self.shared.store;
         let session = {
             let state = self.state();
+            if state.cut_off {
+                let message = "the session could not be read, so it gets no new id";
+                return Err(Error::new(ErrorKind::Unavailable, message).into());
+            }
             if state.head_sent {
                 return Err(SessionError::new(SessionErrorKind::HeadSent));
             }
@@ -176,6 +189,8 @@ impl Inner {
         let fence = fence.ok_or_else(|| SessionError::new(SessionErrorKind::Unauthenticated))?;
         let principal = session.live.principal.clone().unwrap_or_default();
         let ended = self.shared.store.end_others(&session, &principal, fence).await?;
+        // It is older than the end.
+        self.state().fence = None;
         self.moved_to(ended).await
     }
 }

@@ -34,6 +34,8 @@ pub enum SessionErrorKind {
     HeadSent,
     /// The principal has as many sessions as it may have. 409.
     OverCap,
+    /// The data is larger than the policy allows. Nothing was written. 413.
+    TooLarge,
     /// There is no session, or none of a principal, where one is needed. 401.
     Unauthenticated,
 }
@@ -65,6 +67,7 @@ impl SessionError {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
             SessionErrorKind::OverCap => StatusCode::CONFLICT,
+            SessionErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         }
     }
 
@@ -85,6 +88,7 @@ impl SessionError {
         let detail = match &self.kind {
             SessionErrorKind::Gone => "the session has ended",
             SessionErrorKind::Unauthenticated => "log in first",
+            SessionErrorKind::TooLarge => "the session has no room for that",
             SessionErrorKind::OverCap => "there are too many sessions already; end one of them",
             SessionErrorKind::Unavailable(_) => "the session cannot be reached for now",
             SessionErrorKind::Data(_) | SessionErrorKind::HeadSent => {
@@ -115,6 +119,10 @@ impl fmt::Display for SessionError {
             SessionErrorKind::HeadSent => f.write_str(
                 "the head of the response has left, so no cookie can be set any more: begin, rotate \
                  or log in before the handler returns",
+            ),
+            SessionErrorKind::TooLarge => f.write_str(
+                "the session's data is larger than `Policy::with_max_size` allows; keep large things \
+                 elsewhere, and their names in the session",
             ),
             SessionErrorKind::OverCap => {
                 f.write_str("the principal has as many sessions as it may have")
@@ -158,6 +166,8 @@ pub enum SaveFailure {
     Unavailable(ErrorKind),
     /// The data cannot be written.
     Data,
+    /// The data is larger than the policy allows.
+    TooLarge,
     /// The changes were made after the head of the response had left.
     Late,
 }
@@ -167,6 +177,7 @@ impl SaveFailure {
         match error.kind() {
             SessionErrorKind::Gone => Self::Gone,
             SessionErrorKind::Unavailable(error) => Self::Unavailable(error.kind()),
+            SessionErrorKind::TooLarge => Self::TooLarge,
             SessionErrorKind::HeadSent => Self::Late,
             _ => Self::Data,
         }

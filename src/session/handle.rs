@@ -138,6 +138,9 @@ impl<R> SessionHandle<R> {
     /// Looks the session up, and notes that a login begins now, so that the end of all sessions of its
     /// principal, from now on, ends that one too. As an axum extractor the handle has done it.
     ///
+    /// A handler that ends all sessions of a principal itself and then logs it in, as after a forgotten
+    /// password, calls this in between.
+    ///
     /// # Errors
     ///
     /// If the storage gives no answer and the policy is [`Outage::Closed`](super::Outage::Closed).
@@ -250,7 +253,11 @@ impl<R> SessionHandle<R> {
     /// # Errors
     ///
     /// If the value cannot be written.
-    pub async fn flash<V: Serialize>(&self, name: &str, value: &V) -> Result<(), SessionError> {
+    pub async fn flash<V: Serialize + ?Sized>(
+        &self,
+        name: &str,
+        value: &V,
+    ) -> Result<(), SessionError> {
         let value = encode_value(value)?;
         self.load().await?;
         self.inner.state().pending.set(Class::Flash, name, value);

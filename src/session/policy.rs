@@ -165,6 +165,7 @@ pub struct Policy {
     pub(super) bearer: bool,
     pub(super) outage: Outage,
     pub(super) cap: Option<Cap>,
+    pub(super) max_size: usize,
     pub(super) unauthorized: Unauthorized,
     pub(super) strict_saves: bool,
     pub(super) schema: u32,
@@ -197,6 +198,7 @@ impl Policy {
             bearer: false,
             outage: Outage::default(),
             cap: None,
+            max_size: 64 << 10,
             unauthorized: Unauthorized::default(),
             strict_saves: false,
             schema: 0,
@@ -309,6 +311,17 @@ impl Policy {
     #[must_use]
     pub fn with_cap(mut self, most: u8, over: OverCap) -> Self {
         self.cap = Some(Cap { most, over });
+        self
+    }
+
+    /// How many bytes the data of one session may take on the storage. Default: 64 KiB. A change that
+    /// makes it larger is refused with 413.
+    ///
+    /// It bounds one session, not how many of them visitors begin: put a rate limit by address around
+    /// routes that write to the sessions of anybody.
+    #[must_use]
+    pub fn with_max_size(mut self, bytes: usize) -> Self {
+        self.max_size = bytes;
         self
     }
 
@@ -458,6 +471,11 @@ impl Policy {
             return Err(PolicyError::RealmName);
         }
         Ok(())
+    }
+
+    /// How long a whole change may take.
+    pub(super) fn patience(&self) -> Duration {
+        self.timeout.saturating_mul(10)
     }
 
     pub(super) fn slack(&self) -> Duration {

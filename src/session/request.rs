@@ -5,10 +5,12 @@ use std::{
     mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use futures_util::future::join;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use tokio::{runtime::Handle, task::yield_now, time::timeout};
 
 use super::{
     Device, Notice, Outage, SaveFailure, SessionData, SessionError, SessionErrorKind,
@@ -18,7 +20,7 @@ use super::{
     privacy,
     record::Live,
     sessions::Shared,
-    store::{Instead, Loaded, Replacement},
+    store::{Found, Instead, Loaded, Replacement},
     token::TokenDigest,
 };
 use crate::{
@@ -210,6 +212,9 @@ impl Inner {
             return Ok(());
         };
         let found = self.shared.store.load(&token).await;
+        if let Ok(Found { session: Some(session), due: Some(left), .. }) = &found {
+            self.note_use(session.id, *left).await;
+        }
         let mut state = self.state();
         (state.loaded, state.via, state.presented) = (true, via, Some(token.digest()));
         match found {
@@ -235,22 +240,37 @@ impl Inner {
         Ok(())
     }
 
+    /// Notes that a session is used. Nobody waits for that, unless it is about to die.
+    async fn note_use(&self, id: TokenDigest, left: Duration) {
+        let store = &self.shared.store;
+        if left > store.policy.timeout.saturating_mul(4)
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let shared = Arc::clone(&self.shared);
+            runtime.spawn(async move {
+                // The next use is due as well.
+                let _ = shared.store.note_use(id).await;
+            });
+            // It is on its way before the handler goes on.
+            yield_now().await;
+        } else if let Err(error) = store.note_use(id).await {
+            event!(warn, %error, "the use of a session could not be noted");
+        }
+    }
+
     /// Looks the session up, and takes the fence of a login that begins now.
     pub(super) async fn begin_login(&self) -> Result<(), SessionError> {
-        if self.state().fence.is_some() {
-            return self.load().await;
-        }
         let (loaded, fence) = join(self.load(), self.shared.store.fence()).await;
         loaded?;
+        let mut state = self.state();
         match fence {
-            Ok(fence) => {
-                let mut state = self.state();
-                state.fence = state.fence.or(fence);
-                Ok(())
+            Ok(fence) => state.fence = fence,
+            Err(error) if self.shared.store.policy.outage == Outage::Closed => {
+                return Err(error.into());
             }
-            Err(_) if self.shared.store.policy.outage == Outage::Anonymous => Ok(()),
-            Err(error) => Err(error.into()),
+            Err(_) => state.cut_off = true,
         }
+        Ok(())
     }
 
     /// The fence of a session that is to be put under a new id. If it is taken only now, an end of the
@@ -332,7 +352,7 @@ impl Inner {
 
     pub(super) async fn save_pending(&self) -> Result<Vec<String>, SessionError> {
         let store = &self.shared.store;
-        let (session, changes, era) = {
+        let (session, mut changes, era) = {
             let mut state = self.state();
             if let Some(error) = state.unwritable.take() {
                 return Err(error);
@@ -344,12 +364,12 @@ impl Inner {
                 state.pending = Changes::default();
                 return Err(error);
             }
-            (state.session.clone(), mem::take(&mut state.pending), state.era)
+            (state.session.clone(), Taken::from(self, &mut state), state.era)
         };
         let outcome = match &session {
-            Some(session) => store.save(session, &changes).await,
+            Some(session) => store.save(session, &changes.changes).await,
             None => {
-                let live = store.anonymous(changes.apply(&Fields::default()));
+                let live = store.anonymous(changes.changes.apply(&Fields::default()));
                 let created = store.create(live, store.policy.lifetime, None).await;
                 created.map(|created| created.map(|created| (created, Vec::new())))
             }
@@ -357,6 +377,7 @@ impl Inner {
         let mut state = self.state();
         if state.era != era {
             // Counted as none meanwhile, by a handler whose type it does not fit.
+            changes.are_done();
             return Err(SessionError::new(SessionErrorKind::Gone));
         }
         match outcome {
@@ -365,6 +386,7 @@ impl Inner {
                     state.cookie = CookieAction::Set;
                 }
                 state.session = Some(saved);
+                changes.are_done();
                 drop(state);
                 if !overwritten.is_empty() {
                     event!(info, fields = ?overwritten, "a session was changed by two at once");
@@ -373,11 +395,12 @@ impl Inner {
                 }
                 Ok(overwritten)
             }
-            Ok(None) => Err(state.end()),
+            Ok(None) => {
+                changes.are_done();
+                Err(state.end())
+            }
             Err(error) => {
-                // To be tried again by whoever wants to.
-                let later = mem::replace(&mut state.pending, changes);
-                state.pending.merge(later);
+                drop(state);
                 Err(error)
             }
         }
@@ -391,11 +414,12 @@ impl Inner {
         self.load().await?;
         let _busy = self.busy.lock().await;
         let store = &self.shared.store;
-        let (session, pending) = {
-            let state = self.state();
+        let (session, mut taken) = {
+            let mut state = self.state();
             state.may_write()?;
-            (state.session.clone(), state.pending.clone())
+            (state.session.clone(), Taken::from(self, &mut state))
         };
+        let pending = taken.changes.clone();
         let mut apply = |fields: &Fields| -> Result<(Option<Fields>, T, O), SessionError> {
             let fields = Encoded(pending.apply(fields));
             let mut value = T::decode(&fields)?;
@@ -417,7 +441,10 @@ impl Inner {
             }
             None => {
                 let (fields, value, outcome) = apply(&Fields::default())?;
-                let Some(fields) = fields else { return Ok((value, self.state().era, outcome)) };
+                let Some(fields) = fields else {
+                    let era = self.state().era;
+                    return Ok((value, era, outcome));
+                };
                 let live = store.anonymous(fields);
                 let created = store.create(live, store.policy.lifetime, None).await?;
                 created.map(|created| (created, (value, outcome)))
@@ -430,10 +457,13 @@ impl Inner {
                     state.cookie = CookieAction::Set;
                 }
                 state.session = Some(saved);
-                state.pending = Changes::default();
+                taken.are_done();
                 Ok((value, state.era, outcome))
             }
-            None => Err(state.end()),
+            None => {
+                taken.are_done();
+                Err(state.end())
+            }
         }
     }
 
@@ -441,8 +471,10 @@ impl Inner {
     /// whether that is so.
     pub(super) fn write_head_if_done(&self, headers: &mut HeaderMap) -> bool {
         let state = self.state();
+        // What a handler has begun and given up may be about to change the cookie.
         let is_done = !state.touched
-            || (state.pending.is_empty()
+            || (self.busy.try_lock().is_ok()
+                && state.pending.is_empty()
                 && state.unwritable.is_none()
                 && !state.session.as_ref().is_some_and(|session| self.is_due(session)));
         if is_done {
@@ -466,7 +498,8 @@ impl Inner {
     pub(super) fn settled(session: &Arc<Self>, status: StatusCode) -> BoxFuture {
         let session = Arc::clone(session);
         // Two boxes, so that neither way makes the other larger.
-        if session.shared.store.storage.answers_at_once() {
+        let is_free = session.busy.try_lock().is_ok();
+        if is_free && session.shared.store.storage.answers_at_once() {
             // Every step is done at once: there is no await to be dropped at.
             return Box::pin(async move {
                 let settled = session.settle(status).await;
@@ -487,8 +520,11 @@ impl Inner {
 
     /// What is done before the head of a response with this status leaves.
     pub(super) async fn settle(&self, status: StatusCode) -> Result<(), SessionError> {
-        let _busy = self.busy.lock().await;
         let store = &self.shared.store;
+        let Ok(_busy) = timeout(store.policy.patience(), self.busy.lock()).await else {
+            let message = "the handler has left an operation of its session half-way";
+            return Err(Error::new(ErrorKind::Timeout, message).into());
+        };
         let mut outcome = Ok(());
         if store.policy.saves_after(status) {
             outcome = self.save_pending().await.map(drop);
@@ -573,6 +609,33 @@ impl Inner {
 fn newer() -> SessionError {
     let message = "the session was written by a newer release than this process";
     Error::new(ErrorKind::Unavailable, message).into()
+}
+
+/// What was pending and is being written. It is pending again if that fails or is given up.
+pub(super) struct Taken<'a> {
+    of: &'a Inner,
+    pub(super) changes: Changes,
+}
+
+impl<'a> Taken<'a> {
+    pub(super) fn from(of: &'a Inner, state: &mut State) -> Self {
+        Self { of, changes: mem::take(&mut state.pending) }
+    }
+
+    /// They are written, or never will be.
+    pub(super) fn are_done(&mut self) {
+        self.changes = Changes::default();
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if !self.changes.is_empty() {
+            let mut state = self.of.state();
+            let later = mem::replace(&mut state.pending, mem::take(&mut self.changes));
+            state.pending.merge(later);
+        }
+    }
 }
 
 impl State {

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
-    Device, Notice, Policy, SessionError,
+    Device, Notice, Policy, SessionError, SessionErrorKind,
     data::SessionMap,
     fields::{Changes, Fields},
     index::Index,
@@ -94,6 +94,8 @@ pub(super) struct Found {
     pub(super) moved: bool,
     /// What the id stands for, if not for a session.
     pub(super) instead: Option<Instead>,
+    /// The time until the session dies unless this use is noted, if that is due.
+    pub(super) due: Option<Duration>,
 }
 
 /// What the client's id stands for, if not for a session.
@@ -186,7 +188,7 @@ impl Store {
         if self.storage.answers_at_once() {
             return Timed::at_once(work);
         }
-        Timed::within(self.policy.timeout.saturating_mul(10), work, |_| {
+        Timed::within(self.policy.patience(), work, |_| {
             let message = "too many changes of one session are waiting for one another";
             Error::new(ErrorKind::Timeout, message)
         })
@@ -200,11 +202,26 @@ impl Store {
         }
     }
 
-    /// Finds the session of a token, and where it was moved to. Counts as a use.
+    /// Finds the session of a token, and where it was moved to. That is a use, which has to be
+    /// [noted](Self::note_use) if it is due.
     pub(super) async fn load(&self, token: &SessionToken) -> StorageResult<Found> {
-        let touch = Touch { ttl: self.policy.idle, slack: self.policy.slack() };
-        let get = Get::new().with_touch(touch);
+        let mut get = Get::new();
+        if self.storage.capabilities().local {
+            // It costs no trip.
+            get = get.with_touch(self.touch());
+        }
         self.find(Some(token.clone()), token.digest(), get).await
+    }
+
+    fn touch(&self) -> Touch {
+        Touch { ttl: self.policy.idle, slack: self.policy.slack() }
+    }
+
+    /// Prolongs the life of a session that is used.
+    pub(super) async fn note_use(&self, id: TokenDigest) -> StorageResult<()> {
+        let get = Get::new().with_touch(self.touch());
+        self.timed(self.storage.get(&self.key(id), get)).await?;
+        Ok(())
     }
 
     async fn find(
@@ -213,7 +230,7 @@ impl Store {
         mut id: TokenDigest,
         get: Get,
     ) -> StorageResult<Found> {
-        let mut found = Found { session: None, moved: false, instead: None };
+        let mut found = Found { session: None, moved: false, instead: None, due: None };
         for _ in 0..MOST_MOVES {
             let sent = Instant::now();
             let lookup = match self.timed(self.storage.get(&self.key(id), get)).await {
@@ -238,6 +255,8 @@ impl Store {
                     return Ok(found);
                 }
                 Judged::Live(session) => {
+                    let drift = self.policy.idle.min(session.life_left()).saturating_sub(entry.ttl);
+                    found.due = (drift > self.policy.slack()).then_some(entry.ttl);
                     found.session = Some(session);
                     return Ok(found);
                 }
@@ -328,6 +347,13 @@ impl Store {
         Some(live)
     }
 
+    fn check_size(&self, live: &Live) -> Result<(), SessionError> {
+        if live.fields.as_bytes().len() > self.policy.max_size {
+            return Err(SessionError::new(SessionErrorKind::TooLarge));
+        }
+        Ok(())
+    }
+
     /// How long an entry lives that has so long until its deadline.
     fn ttl(&self, left: Duration) -> Duration {
         self.policy.idle.min(left).max(Duration::from_millis(1))
@@ -340,6 +366,7 @@ impl Store {
         left: Duration,
         fence: Option<Fence>,
     ) -> Result<Option<Loaded>, SessionError> {
+        self.check_size(&live)?;
         let mut token = (self.new_token)();
         let tags = Self::tags(&live);
         let value = live.to_bytes();
@@ -413,6 +440,7 @@ impl Store {
                 }
                 continue;
             };
+            self.check_size(&live)?;
             let value = live.to_bytes();
             let left = current.life_left();
             let put =

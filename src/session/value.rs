@@ -75,7 +75,10 @@ impl<T: SessionData, R> Session<T, R> {
         Self { handle, value, era, record: Some(record), before: None }
     }
 
-    /// The session itself: to log in and out, and the like.
+    /// The session itself: to log out, and the like.
+    ///
+    /// A handler that logs in extracts the [`SessionHandle`] itself: as an extractor it notes when the
+    /// login began, and from what device.
     pub fn handle(&self) -> &SessionHandle<R> {
         &self.handle
     }

@@ -110,6 +110,12 @@ impl Act {
         matches!(self, Set | Save | RotationWithSave | Begin)
     }
 
+    /// The session and the record of ends are looked up at once, before the act begins; and the use of
+    /// a session that is old enough for a rotation is noted.
+    fn lookups(self) -> usize {
+        2 + usize::from(self.rotates())
+    }
+
     fn is_of_alice(self) -> bool {
         !matches!(self, Login | LoginOverCap | RotateAnonymous | LogoutAnonymous | Begin)
     }
@@ -294,7 +300,7 @@ async fn at_every_operation(act: Act, fate: Fate, dropped: bool) -> usize {
                     let _ = request.await;
                     case.staged.release();
                     sleep(Duration::from_secs(8)).await;
-                    if number > 0 && !case.staged.is_dead() {
+                    if number >= act.lookups() && !case.staged.is_dead() {
                         case.check_carried_out().await;
                     }
                 }
@@ -497,8 +503,8 @@ async fn whatever_another_node_does_at_any_operation_both_hold() {
             // The end of an operation and the beginning of the next are the same, but for what is
             // done at once.
             for fate in [Fate::HeldBefore, Fate::HeldAfter].into_iter().take(count(1, 2)) {
-                // What comes before the lookup comes before the act.
-                let mut number = usize::from(fate == Fate::HeldBefore);
+                // What comes before the lookups comes before the act.
+                let mut number = if fate == Fate::HeldBefore { act.lookups() } else { 0 };
                 while one_within_the_other(act, meanwhile, number, fate).await {
                     number += 1;
                     interleavings += 1;

@@ -19,6 +19,8 @@ mod outage;
 mod principals;
 mod probes;
 mod races;
+mod reviewed;
+mod reviewed_http;
 mod shop;
 mod staged;
 mod time;

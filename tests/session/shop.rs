@@ -96,9 +96,10 @@ async fn set(
 
 fn all(session: &SessionMap) -> Json<Value> {
     let values = session.names().map(|name| {
-        (name.to_owned(), Value::String(session.get(name).unwrap().unwrap_or_default()))
+        let value: Option<String> = session.get(name).ok().flatten();
+        Some((name.to_owned(), Value::String(value?)))
     });
-    Json(values.collect())
+    Json(values.flatten().collect())
 }
 
 async fn login(handle: SessionHandle, Path(user): Path<String>) -> Result<String, SessionError> {

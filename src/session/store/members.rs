@@ -15,7 +15,7 @@ use crate::{
         record::{Live, Moved},
         token::TokenDigest,
     },
-    storage::{Fence, Get, Result as StorageResult, Storage, When},
+    storage::{ErrorKind, Fence, Get, Result as StorageResult, Storage, When},
 };
 
 /// What a member of the index is.
@@ -155,14 +155,14 @@ impl Store {
         over: OverCap,
     ) -> Result<Vec<(Uuid, Option<Loaded>)>, SessionError> {
         let mut leaving = Vec::new();
-        let (mut alive, mut replaced) = (Vec::new(), Vec::new());
+        let (mut alive, mut replaced, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
         let looks = join_all(members.iter().map(|member| self.look(member.id))).await;
         for (member, seen) in members.iter().zip(looks) {
             match seen? {
                 Look::Alive(seen) if seen.session.live.handle == member.handle => alive.push(*seen),
                 Look::Replaced => replaced.push(member.handle),
                 Look::Alive(_) | Look::Dead => leaving.push((member.handle, None)),
-                Look::Unreadable => {}
+                Look::Unreadable => unreadable.push(member.handle),
             }
         }
         let staying = members.len() - leaving.len() - replaced.len();
@@ -170,7 +170,9 @@ impl Store {
         if excess > 0 && over == OverCap::Refuse {
             return Err(SessionError::new(SessionErrorKind::OverCap));
         }
-        for handle in replaced {
+        // Those that only others can judge go last.
+        let missing = excess.saturating_sub(alive.len());
+        for handle in replaced.into_iter().chain(unreadable.into_iter().take(missing)) {
             // It may be on its way to another id, and who leaves the list must not live on.
             self.end(principal, handle).await?;
             leaving.push((handle, None));
@@ -195,11 +197,16 @@ impl Store {
     pub(in crate::session) async fn look(&self, mut id: TokenDigest) -> StorageResult<Look> {
         for _ in 0..MOST_MOVES {
             let sent = Instant::now();
-            let found = self.timed(self.storage.get(&self.key(id), Get::new())).await?;
+            let found = match self.timed(self.storage.get(&self.key(id), Get::new())).await {
+                Ok(found) => found,
+                Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(Look::Dead),
+                Err(error) => return Err(error),
+            };
             let Some(entry) = found.entry else { return Ok(Look::Dead) };
             match self.judge(None, id, &entry, sent).await {
                 Judged::Ended => return Ok(Look::Dead),
-                Judged::Moved(Moved::Replaced { .. }) => return Ok(Look::Replaced),
+                Judged::Moved(Moved::Replaced { successor: None }) => return Ok(Look::Replaced),
+                Judged::Moved(Moved::Replaced { successor: Some(next) }) => id = next,
                 Judged::Newer | Judged::Unreadable => return Ok(Look::Unreadable),
                 Judged::Moved(Moved::Rotated { successor, .. } | Moved::Retired { successor }) => {
                     id = successor;

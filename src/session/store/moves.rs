@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{Judged, Loaded, REPLACED_FOR, Store, all_of, one_of, witnesses_of};
+use super::{Judged, Loaded, Look, REPLACED_FOR, Store, all_of, one_of, witnesses_of};
 use crate::{
     session::{
         SessionError,
@@ -74,7 +74,17 @@ impl Store {
                     Moved::Rotated { successor, .. } | Moved::Retired { successor } => {
                         id = successor;
                     }
-                    Moved::Replaced { .. } => return Ok(()),
+                    // To another id of the same visitor. A session that has begun with a login is not
+                    // the visitor's any more: he may be a stranger who has planted the id.
+                    Moved::Replaced { successor: Some(successor) } => {
+                        match self.look(successor).await? {
+                            Look::Alive(seen) if seen.session.live.principal.is_none() => {
+                                id = seen.session.id;
+                            }
+                            _ => return Ok(()),
+                        }
+                    }
+                    Moved::Replaced { successor: None } => return Ok(()),
                 }
             } else if self.timed(self.storage.delete(&key, When::Version(entry.version))).await? {
                 return Ok(());
@@ -136,7 +146,11 @@ impl Store {
             let now = match self.move_away(&current, moved, ttl).await? {
                 Meanwhile::Nothing => return Ok(Some(new)),
                 Meanwhile::Gone => return Ok(None),
-                Meanwhile::Replaced => return Ok((how == Replacement::Login).then_some(new)),
+                // Beside another login there is room for this one, but for one public id only once.
+                Meanwhile::Replaced => {
+                    let is_another = new.live.handle != current.live.handle;
+                    return Ok((how == Replacement::Login && is_another).then_some(new));
+                }
                 Meanwhile::Moved(next) if how == Replacement::Rotation => return Ok(Some(next)),
                 Meanwhile::Saved(now) | Meanwhile::Moved(now) => now,
             };
@@ -162,8 +176,12 @@ impl Store {
         moved: Moved,
         ttl: Duration,
     ) -> StorageResult<Meanwhile> {
-        let put = Put::new(Record::Moved(moved).encode(), ttl)
+        let mut put = Put::new(Record::Moved(moved).encode(), ttl)
             .with_condition(When::Version(seen.version));
+        if let Moved::Replaced { .. } = moved {
+            // Whoever goes on using the old id does not prolong it.
+            put = put.with_max_lifetime(ttl);
+        }
         let sent = Instant::now();
         let entry = match self.timed(self.storage.put(&self.key(seen.id), put)).await? {
             PutOutcome::Stored(_) => return Ok(Meanwhile::Nothing),
