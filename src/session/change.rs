@@ -6,7 +6,8 @@ use super::{
     Login, SessionError, SessionErrorKind,
     fields::Fields,
     record::Live,
-    request::{CookieAction, Inner, Taken},
+    request::{CookieAction, Inner},
+    save::Taken,
     store::{Instead, Loaded, Look, Replacement},
     token::TokenDigest,
 };

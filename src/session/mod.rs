@@ -154,6 +154,7 @@ mod privacy;
 mod queue;
 mod record;
 mod request;
+mod save;
 mod service;
 mod sessions;
 mod store;
