@@ -136,6 +136,16 @@ impl<R> Sessions<R> {
     pub async fn end_all(&self, principal: &str) -> Result<(), SessionError> {
         Ok(self.shared.store.end_all(principal).await?)
     }
+
+    /// Ends all sessions of all principals, as [`end_all`](Self::end_all) those of one: after a breach.
+    /// Sessions of visitors who have not logged in go on.
+    ///
+    /// # Errors
+    ///
+    /// If the storage gives no answer: the sessions may go on. It is safe to repeat.
+    pub async fn end_everybody(&self) -> Result<(), SessionError> {
+        Ok(self.shared.store.end_everybody().await?)
+    }
 }
 
 impl Shared {

@@ -525,6 +525,12 @@ impl Store {
         self.invalidate(&[all_of(principal), witnesses_of(principal)]).await
     }
 
+    /// Ends all sessions of all principals, and those whose login has begun.
+    pub(super) async fn end_everybody(&self) -> StorageResult<()> {
+        let (all, how) = (Tags::All, Invalidation::Hard);
+        self.timed(self.storage.invalidate(&self.namespace, all, how)).await
+    }
+
     async fn invalidate(&self, tags: &[Tag]) -> StorageResult<()> {
         let tags = Tags::Any(tags);
         self.timed(self.storage.invalidate(&self.namespace, tags, Invalidation::Hard)).await

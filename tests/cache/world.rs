@@ -22,7 +22,7 @@ use axum::{
 use futures_util::stream;
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tower::ServiceExt;
 use tower_keep::{
     MemoryStorage, Storage,
@@ -33,42 +33,7 @@ use tower_keep::{
     },
 };
 
-/// How often a race is run: the full count with `./test --long`.
-pub(crate) fn count(reduced: usize, full: usize) -> usize {
-    if std::env::var_os("TOWER_KEEP_LONG").is_some() { full } else { reduced }
-}
-
-/// Numbers that are the same in each run, as long as the tasks ask in the same order.
-#[derive(Debug, Clone)]
-pub(crate) struct Dice(Arc<AtomicU64>);
-
-impl Dice {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(Arc::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d).into()))
-    }
-
-    /// SplitMix64.
-    pub(crate) fn below(&self, end: u64) -> u64 {
-        const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
-        let mut z = self.0.fetch_add(GAMMA, SeqCst).wrapping_add(GAMMA);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % end
-    }
-
-    pub(crate) fn one_in(&self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    /// Not at all, until others had their turn, or some milliseconds.
-    pub(crate) async fn pause(&self) {
-        match self.below(5) {
-            0 => {}
-            1 => tokio::task::yield_now().await,
-            _ => sleep(Duration::from_millis(1 + self.below(8))).await,
-        }
-    }
-}
+pub(crate) use crate::race::{Dice, count};
 
 /// A memory storage at the other end of a network that delays, and loses, requests and replies.
 #[derive(Debug, Clone)]

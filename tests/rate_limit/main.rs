@@ -11,15 +11,13 @@ mod remote;
 mod settlement;
 mod tiers;
 
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, net::SocketAddr};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use tower::{Service, ServiceExt, service_fn, util::BoxCloneSyncService};
-use tower_keep::{
-    RateLimitLayer, RedisStorage, Storage, rate_limit::PeerAddr, storage::AnyStorage,
-};
+use tower_keep::{RateLimitLayer, rate_limit::PeerAddr};
 use tower_layer::Layer;
 
 /// Runs each test on memory and on Redis.
@@ -48,26 +46,12 @@ macro_rules! on_every_storage {
 }
 pub(crate) use on_every_storage;
 
+#[path = "../support/race.rs"]
+mod race;
 #[path = "../support/mod.rs"]
 mod support;
 
-/// A storage on this server. A busy test machine may take longer than the default allows, and what
-/// a slow answer does is tested elsewhere.
-async fn redis_storage(url: &str, prefix: &str) -> AnyStorage {
-    RedisStorage::builder()
-        .url(url)
-        .prefix(prefix)
-        .decision_deadline(Duration::from_secs(10))
-        .build()
-        .await
-        .unwrap()
-        .erase()
-}
-
-/// How often a race is run: the full count with `./test --long`.
-fn count(reduced: usize, full: usize) -> usize {
-    if std::env::var_os("TOWER_KEEP_LONG").is_some() { full } else { reduced }
-}
+use race::{count, redis_storage};
 
 type Limited = BoxCloneSyncService<
     Request<()>,

@@ -1,14 +1,14 @@
 //! What a session is for, on both storages.
 
 use tower_keep::{
-    MemoryStorage, Storage,
+    MemoryStorage, SessionLayer, Sessions, Storage,
     session::{OverCap, Policy},
     storage::AnyStorage,
 };
 
 use crate::{
     redis_storage,
-    shop::{Client, app},
+    shop::{Client, app, routes},
     support::RedisServer,
 };
 
@@ -125,6 +125,25 @@ async fn a_cap_ends_the_oldest_or_refuses_the_newest() {
         clients[2].post("/login/alice").await.expect(409);
         clients[1].post("/logout").await.expect(200);
         clients[2].post("/login/alice").await.expect(200);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn everybody_who_has_logged_in_can_be_logged_out_at_once() {
+    on_both(async |storage| {
+        let sessions = Sessions::new(storage, Policy::new());
+        let app = routes().layer(SessionLayer::from_sessions(sessions.clone()));
+        let [mut alice, mut bob, mut visitor] = [(); 3].map(|()| Client::new(&app));
+        alice.post("/login/alice").await.expect(200);
+        bob.post("/login/bob").await.expect(200);
+        visitor.post("/count").await.expect(200);
+        sessions.end_everybody().await.unwrap();
+        alice.get("/me").await.expect(401);
+        bob.get("/me").await.expect(401);
+        assert_eq!(visitor.post("/count").await.expect(200).text, "2");
+        alice.post("/login/alice").await.expect(200);
+        assert_eq!(alice.get("/me").await.text, "alice");
     })
     .await;
 }

@@ -1,10 +1,7 @@
 //! Nodes of one application, and requests whose moments a test chooses.
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering::SeqCst},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -18,7 +15,7 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use serde::{Deserialize, Serialize};
-use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use tokio::{sync::watch, task::JoinHandle};
 use tower::ServiceExt;
 use tower_keep::{
     SessionLayer,
@@ -26,42 +23,7 @@ use tower_keep::{
     storage::AnyStorage,
 };
 
-/// How often something is done: the full count with `./test --long`.
-pub(crate) fn count(reduced: usize, full: usize) -> usize {
-    if std::env::var_os("TOWER_KEEP_LONG").is_some() { full } else { reduced }
-}
-
-/// Numbers that are the same in each run, as long as the tasks ask in the same order.
-#[derive(Debug, Clone)]
-pub(crate) struct Dice(Arc<AtomicU64>);
-
-impl Dice {
-    pub(crate) fn new(seed: usize) -> Self {
-        Self(Arc::new((seed as u64).wrapping_mul(0x2545_f491_4f6c_dd1d).into()))
-    }
-
-    /// SplitMix64.
-    pub(crate) fn below(&self, end: u64) -> u64 {
-        const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
-        let mut z = self.0.fetch_add(GAMMA, SeqCst).wrapping_add(GAMMA);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % end
-    }
-
-    pub(crate) fn one_in(&self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    /// Not at all, until others had their turn, or some milliseconds.
-    pub(crate) async fn pause(&self) {
-        match self.below(4) {
-            0 => {}
-            1 => tokio::task::yield_now().await,
-            _ => sleep(Duration::from_millis(1 + self.below(8))).await,
-        }
-    }
-}
+pub(crate) use crate::race::{Dice, count};
 
 /// Where handlers wait that have looked their session up.
 #[derive(Debug, Clone)]
@@ -355,7 +317,7 @@ macro_rules! races {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn in_memory() {
                 for seed in 0..count($few, $many) {
-                    let dice = Dice::new(seed);
+                    let dice = Dice::new(seed as u64);
                     let storage = tower_keep::Storage::erase(tower_keep::MemoryStorage::new());
                     let nodes = vec![Node::new(storage, ($policy)(seed))];
                     $race(World { nodes, dice, seed }).await;
@@ -365,7 +327,7 @@ macro_rules! races {
             #[tokio::test(start_paused = true)]
             async fn across_a_network() {
                 for seed in 0..count(2 * $few, 3 * $many) {
-                    let dice = Dice::new(seed);
+                    let dice = Dice::new(seed as u64);
                     let memory = tower_keep::MemoryStorage::new();
                     let node = || {
                         let storage = crate::staged::Staged::delayed(&memory, &dice);
@@ -384,7 +346,7 @@ macro_rules! races {
                     crate::redis_storage(&server.url(), "races").await,
                 ];
                 for seed in 0..count($few, $many) {
-                    let dice = Dice::new(seed);
+                    let dice = Dice::new(seed as u64);
                     let node = |storage: &AnyStorage| Node::new(storage.clone(), ($policy)(seed));
                     let nodes = storages.iter().map(node).collect();
                     $race(World { nodes, dice, seed }).await;
