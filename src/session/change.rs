@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::{
     Login, SessionError, SessionErrorKind,
-    fields::Fields,
+    fields::{Changes, Fields},
     record::Live,
     request::{CookieAction, Inner, Taken},
     store::{Instead, Loaded, Look, Replacement},
@@ -74,6 +74,8 @@ impl Inner {
                 state.cookie = CookieAction::Set;
                 taken.are_done();
                 if stranger {
+                    // What was left meanwhile is of the other's session.
+                    (state.pending, state.unwritable) = (Changes::default(), None);
                     state.era += 1;
                 }
                 Ok(())

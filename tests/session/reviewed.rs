@@ -457,3 +457,22 @@ async fn a_rotation_that_its_handler_gave_up_is_told_to_the_client() {
     let cookie = request.finish().await.expect("the old id is about to die");
     assert!(lives(&layer, &cookie).await);
 }
+
+#[tokio::test]
+async fn what_was_left_for_one_principal_while_another_logs_in_is_not_saved() {
+    let (storage, layer) = layers();
+    let alice = logged_in(&layer, "alice").await;
+    let request = Asked::with(&layer, Some(&alice)).await;
+    let mut session = request.map().await;
+    let handle = request.handle.clone();
+    storage.before(Op::Save, async move {
+        session.insert("secret", "of alice").unwrap();
+        drop(session);
+        handle.flash("notice", &5).await.unwrap();
+    });
+    request.handle.login("bob").await.unwrap();
+    let bob = request.finish().await.unwrap();
+    let next = Asked::with(&layer, Some(&bob)).await;
+    assert_eq!(next.map().await.get::<String>("secret").unwrap(), None);
+    assert_eq!(next.handle.take_flash::<u32>("notice").await.unwrap(), None);
+}
