@@ -44,7 +44,7 @@ impl Inner {
             (Some(_), _) if stranger => Fields::default(),
             (Some(old), _) => pending.apply(&old.live.fields),
             (None, Some(Instead::Replaced { successor: Some(successor) })) => {
-                self.fields_of(*successor, &login.principal).await
+                pending.apply(&self.fields_of(*successor, &login.principal).await)
             }
             (None, _) => pending.apply(&Fields::default()),
         };

@@ -476,3 +476,19 @@ async fn what_was_left_for_one_principal_while_another_logs_in_is_not_saved() {
     assert_eq!(next.map().await.get::<String>("secret").unwrap(), None);
     assert_eq!(next.handle.take_flash::<u32>("notice").await.unwrap(), None);
 }
+
+#[tokio::test]
+async fn a_login_beside_another_keeps_what_its_handler_has_changed() {
+    let (_, layer) = layers();
+    let cookie = visitor(&layer).await;
+    let first = Asked::with(&layer, Some(&cookie)).await;
+    first.handle.login("alice").await.unwrap();
+    first.finish().await;
+    let second = Asked::with(&layer, Some(&cookie)).await;
+    second.map().await.insert("theme", "dark").unwrap();
+    second.handle.login("alice").await.unwrap();
+    let cookie = second.finish().await.unwrap();
+    let map = Asked::with(&layer, Some(&cookie)).await.map().await;
+    assert_eq!(map.get::<u32>("visits").unwrap(), Some(1), "of the first");
+    assert_eq!(map.get::<String>("theme").unwrap().as_deref(), Some("dark"));
+}
