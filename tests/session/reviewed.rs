@@ -12,6 +12,7 @@ use axum::{
     body::Body,
     http::{Request, Response, header},
 };
+use futures_util::FutureExt;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tower::{ServiceExt, service_fn};
 use tower_keep::{
@@ -491,4 +492,18 @@ async fn a_login_beside_another_keeps_what_its_handler_has_changed() {
     let map = Asked::with(&layer, Some(&cookie)).await.map().await;
     assert_eq!(map.get::<u32>("visits").unwrap(), Some(1), "of the first");
     assert_eq!(map.get::<String>("theme").unwrap().as_deref(), Some("dark"));
+}
+
+#[test]
+fn sessions_in_memory_need_no_runtime() {
+    let layer = SessionLayer::new(MemoryStorage::new(), Policy::new());
+    let service = layer.layer(service_fn(async |request: Request<Body>| {
+        let handle = SessionHandle::<()>::of(RequestHead::new(&request)).unwrap();
+        let mut session = handle.session::<SessionMap>().await.unwrap();
+        session.insert("visits", &1).unwrap();
+        Ok::<_, std::convert::Infallible>(Response::new(Body::empty()))
+    }));
+    let response = service.oneshot(Request::new(Body::empty())).now_or_never();
+    let response = response.expect("memory answers at once").unwrap();
+    assert!(response.headers().contains_key(header::SET_COOKIE));
 }
