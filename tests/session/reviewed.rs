@@ -44,6 +44,8 @@ type Work = Pin<Box<dyn Future<Output = Option<Error>> + Send>>;
 struct Staged {
     storage: AnyStorage,
     before: Arc<Mutex<VecDeque<Cue>>>,
+    /// Whether it says that it is within this process.
+    local: bool,
 }
 
 struct Cue(Op, Work);
@@ -56,7 +58,7 @@ impl std::fmt::Debug for Cue {
 
 impl Staged {
     fn new() -> Self {
-        Self { storage: MemoryStorage::new().erase(), before: Arc::default() }
+        Self { storage: MemoryStorage::new().erase(), before: Arc::default(), local: true }
     }
 
     /// Once what was said earlier has happened, does this before the next such operation.
@@ -122,7 +124,9 @@ impl Storage for Staged {
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.storage.capabilities()
+        let mut capabilities = self.storage.capabilities();
+        capabilities.local = self.local;
+        capabilities
     }
 
     fn erase(self) -> AnyStorage {
@@ -306,8 +310,8 @@ async fn sessions_of_a_newer_schema_do_not_keep_their_principal_out() {
     let newer = Policy::new().with_schema(1, |_, _| Ok(())).with_cap(1, OverCap::EndOldest);
     let newer = SessionLayer::new(storage.clone(), newer);
     let older = Policy::new().with_cap(1, OverCap::EndOldest);
-    let older =
-        SessionLayer::new(Staged { storage: storage.erase(), before: Arc::default() }, older);
+    let storage = Staged { storage: storage.erase(), ..Staged::new() };
+    let older = SessionLayer::new(storage, older);
     let first = logged_in(&newer, "alice").await;
     let second = logged_in(&older, "alice").await;
     assert!(lives(&older, &second).await);
@@ -506,4 +510,21 @@ fn sessions_in_memory_need_no_runtime() {
     let response = service.oneshot(Request::new(Body::empty())).now_or_never();
     let response = response.expect("memory answers at once").unwrap();
     assert!(response.headers().contains_key(header::SET_COOKIE));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_id_whose_successor_was_never_used_lives_as_long_as_it_is_used() {
+    const MINUTE: Duration = Duration::from_secs(60);
+    for local in [true, false] {
+        let storage = Staged { local, ..Staged::new() };
+        let policy = Policy::new().with_rotation(MINUTE).with_idle_timeout(10 * MINUTE);
+        let layer = SessionLayer::new(storage, policy);
+        let cookie = visitor(&layer).await;
+        for round in 0..10 {
+            tokio::time::advance(3 * MINUTE).await;
+            let request = Asked::with(&layer, Some(&cookie)).await;
+            assert!(request.handle.exists(), "in round {round}, local: {local}");
+            request.finish().await;
+        }
+    }
 }
