@@ -45,8 +45,8 @@ const MOST: u32 = 1_000_000;
 pub(crate) fn account(storage: &AnyStorage, address: &ClientAddress) -> Router {
     let address = address.clone();
     let policy = Policy::new()
-        // The demo speaks plain HTTP: curl and some browsers would not send a `Secure` cookie to
-        // http://127.0.0.1:3000. A service behind TLS leaves this line out.
+        // The demo speaks plain HTTP, and not every client sends a `Secure` cookie to
+        // http://127.0.0.1:3000 then. A service behind TLS leaves this line out.
         .with_cookie(CookieSettings::new().insecure_for_development())
         .with_bearer()
         .with_device(move |head| {

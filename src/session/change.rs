@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::{
     Login, SessionError, SessionErrorKind,
-    fields::Fields,
+    fields::{Changes, Fields},
     record::Live,
     request::{CookieAction, Inner},
     save::Taken,
@@ -15,6 +15,9 @@ use crate::storage::{Error, ErrorKind};
 
 impl Inner {
     pub(super) async fn login(&self, login: Login) -> Result<(), SessionError> {
+        if login.principal.is_empty() {
+            return Err(SessionError::new(SessionErrorKind::Unauthenticated));
+        }
         let _busy = self.busy.lock().await;
         let store = &self.shared.store;
         let (old, instead, fence, mut taken) = {
@@ -45,7 +48,7 @@ impl Inner {
             (Some(_), _) if stranger => Fields::default(),
             (Some(old), _) => pending.apply(&old.live.fields),
             (None, Some(Instead::Replaced { successor: Some(successor) })) => {
-                self.fields_of(*successor, &login.principal).await
+                pending.apply(&self.fields_of(*successor, &login.principal).await)
             }
             (None, _) => pending.apply(&Fields::default()),
         };
@@ -75,6 +78,8 @@ impl Inner {
                 state.cookie = CookieAction::Set;
                 taken.are_done();
                 if stranger {
+                    // What was left meanwhile is of the other's session.
+                    (state.pending, state.unwritable) = (Changes::default(), None);
                     state.era += 1;
                 }
                 Ok(())

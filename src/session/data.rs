@@ -21,6 +21,9 @@ mod sealed {
 /// session, each with its own fields. A map sees all fields, so its values have to fit all of them. What
 /// is no struct and no map is stored as a whole.
 ///
+/// A field whose type has changed fits no more: the session then counts as none, and the first write
+/// begins another in its place. Give such a change a [`Policy::with_schema`](super::Policy::with_schema).
+///
 /// A field that is not there yet, because the type has grown, is what serde makes of a missing field,
 /// or as in the type's default.
 pub trait SessionData: sealed::Sealed + Default + Send + 'static {

@@ -85,7 +85,7 @@ impl fmt::Display for SessionRejection {
                 "no session of the realm `{realm}` in the request: is the route inside a layer made \
                  by `SessionLayer::in_realm::<{realm}>`?"
             ),
-            SessionRejectionKind::Unauthorized { .. } => f.write_str("there is no session"),
+            SessionRejectionKind::Unauthorized { .. } => f.write_str("nobody has logged in"),
             SessionRejectionKind::NotRecent { max_age } => {
                 write!(f, "the principal has not proved who it is in the last {max_age:?}")
             }
@@ -222,6 +222,12 @@ impl<T: SessionData, R: 'static, S: Sync> OptionalFromRequestParts<S> for ReadSe
 
 /// A session that must be there: without one, the request is answered with 401, or sent to the
 /// [login page](super::Policy::with_login_redirect).
+///
+/// # Security
+///
+/// An anonymous session is enough, such as of a visitor with something in the cart. This says that there
+/// is a session, not that somebody has logged in: for that ask for [`Principal`], beside
+/// [`Session<T>`](Session).
 pub struct RequiredSession<T: SessionData, R = ()>(Session<T, R>);
 
 impl<T: SessionData, R> RequiredSession<T, R> {
@@ -268,7 +274,8 @@ impl<T: SessionData, R: 'static, S: Sync> FromRequestParts<S> for RequiredSessio
     }
 }
 
-/// Who has logged in. As an extractor it refuses requests of nobody, as [`RequiredSession`] does.
+/// Who has logged in. As an extractor it refuses requests of nobody, those with an anonymous session
+/// among them: with 401, or by sending them to the [login page](super::Policy::with_login_redirect).
 ///
 /// # Examples
 ///
@@ -276,7 +283,7 @@ impl<T: SessionData, R: 'static, S: Sync> FromRequestParts<S> for RequiredSessio
 /// use tower_keep::session::Principal;
 ///
 /// async fn me(user: Principal) -> String {
-///     format!("you are {}", &*user)
+///     format!("you are {user}")
 /// }
 /// # let _ = me;
 /// ```
@@ -291,6 +298,11 @@ impl<R> Principal<R> {
     }
 
     /// As it was given at the login.
+    pub fn as_str(&self) -> &str {
+        &self.name
+    }
+
+    /// As it was given at the login.
     pub fn into_string(self) -> String {
         self.name
     }
@@ -301,6 +313,24 @@ impl<R> Deref for Principal<R> {
 
     fn deref(&self) -> &str {
         &self.name
+    }
+}
+
+impl<R> fmt::Display for Principal<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl<R> PartialEq<str> for Principal<R> {
+    fn eq(&self, other: &str) -> bool {
+        self.name == other
+    }
+}
+
+impl<R> PartialEq<&str> for Principal<R> {
+    fn eq(&self, other: &&str) -> bool {
+        self.name == *other
     }
 }
 
@@ -332,8 +362,9 @@ impl<R: 'static, S: Sync> OptionalFromRequestParts<S> for Principal<R> {
 /// Lets only requests pass whose principal has proved within the last `SECONDS` who it is: for what
 /// is dangerous (OWASP ASVS 5.0 §7.5.3).
 ///
-/// Others are answered with 401 and the challenge of RFC 9470; the application asks for the password
-/// again and calls [`SessionHandle::reauthenticate`].
+/// Who did so longer ago is answered with 401 and the challenge of RFC 9470; the application asks for the
+/// password again and calls [`SessionHandle::reauthenticate`]. Who has not logged in is answered as by
+/// [`Principal`].
 ///
 /// # Examples
 ///

@@ -218,7 +218,8 @@ impl<R> SessionHandle<R> {
         self.shielded(async |inner| inner.change_id(false).await).await
     }
 
-    /// Ends the session and removes the cookie. Whatever other requests save to it is refused.
+    /// The logout: ends the session and removes the cookie. Whatever other requests save to it is
+    /// refused.
     ///
     /// # Errors
     ///
@@ -227,12 +228,15 @@ impl<R> SessionHandle<R> {
     /// # Cancel safety
     ///
     /// Once begun, it is carried out to its end.
+    #[doc(alias = "logout")]
     pub async fn destroy(&self) -> Result<(), SessionError> {
         self.load().await?;
         self.shielded(async |inner| inner.destroy().await).await
     }
 
-    /// Saves now what would be saved before the response leaves.
+    /// Saves now what would be saved before the response leaves: messages, and what sessions that were
+    /// dropped have changed. What a [`Session`] still holds is not among it; call that one's
+    /// [`save`](Session::save).
     ///
     /// # Errors
     ///
@@ -248,7 +252,8 @@ impl<R> SessionHandle<R> {
         self.shielded(async |inner| inner.save().await.map(drop)).await
     }
 
-    /// Leaves a message for the next request that [takes](Self::take_flash) it.
+    /// Leaves a message for the next request that [takes](Self::take_flash) it, such as the page that a
+    /// form redirects to. Without a session it begins one; after a logout too.
     ///
     /// # Errors
     ///
@@ -317,6 +322,7 @@ impl<R> SessionHandle<R> {
     }
 
     /// Ends all sessions of the principal but this one, which gets a new id. For a changed password.
+    /// [`Sessions::end_all`](super::Sessions::end_all) ends this one too.
     ///
     /// # Errors
     ///

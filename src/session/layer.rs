@@ -13,7 +13,9 @@ use crate::storage::Storage;
 /// from it and its clones are one.
 ///
 /// `R` is the realm: a type that tells several session layers of one router apart, such as those of
-/// customers and of administrators. It need not be named where there is one layer.
+/// customers and of administrators. It need not be named where there is one layer, and is made by
+/// [`SessionLayer::in_realm::<Admin>`](SessionLayer::in_realm). Two different layers of one realm around
+/// one route are answered with 500, and a log line that says what to do.
 pub struct SessionLayer<R = ()> {
     sessions: Sessions<R>,
 }

@@ -24,7 +24,8 @@ pub struct Login {
 
 impl Login {
     /// A login of this principal: the name or number by which the application knows the user for
-    /// ever. Rather not an e-mail address, which can pass to somebody else.
+    /// ever, as text. Rather not an e-mail address, which can pass to somebody else. Nobody logs in as
+    /// the empty text.
     pub fn new(principal: impl Into<String>) -> Self {
         Self { principal: principal.into(), device: None, lifetime: None }
     }

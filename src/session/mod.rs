@@ -49,10 +49,11 @@
 //! | extractor | without a session | storage away |
 //! |---|---|---|
 //! | [`Session<T>`](Session), [`ReadSession<T>`](ReadSession) | `T::default()` | 503, or `T::default()` by [`Outage`] |
-//! | `Option<Session<T>>`, `Option<ReadSession<T>>` | `None` | `None` |
-//! | [`RequiredSession<T>`](RequiredSession), [`Principal`] | 401, or to the login page | 503, or as without a session |
-//! | [`RecentAuth<SECONDS>`](RecentAuth) | 401 | 503, or 401 |
-//! | [`SessionHandle`] | to log in | 503, or a handle that can do nothing |
+//! | `Option` of these two, and of [`Principal`] | `None` | `None` |
+//! | [`RequiredSession<T>`](RequiredSession): anybody's | 401, or to the login page | 503, or as without a session |
+//! | [`Principal`]: who has logged in | 401, or to the login page, also with an anonymous session | 503, or as without a session |
+//! | [`RecentAuth<SECONDS>`](RecentAuth) | as `Principal`; 401 with a challenge if it is too long ago | 503, or as `Principal` |
+//! | [`SessionHandle`] | a handle that can log in | 503, or a handle that can do nothing |
 //!
 //! Services without axum take [`SessionHandle::of`] the request and ask that.
 //!
@@ -94,7 +95,7 @@
 //!
 //! # Where it goes
 //!
-//! Outermost first: trace, body limit, rate limit by address, CORS, session, CSRF, authentication,
+//! Outermost first: trace, body limit, rate limit by address, CORS, CSRF, session, authentication,
 //! rate limit by tier, cache, handler.
 //!
 //! Cookies are sent along with requests that other sites cause. `SameSite=Lax`, the default, keeps

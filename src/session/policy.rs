@@ -325,7 +325,13 @@ impl Policy {
         self
     }
 
-    /// Requests that need a session and have none are sent here with 303, instead of 401.
+    /// Requests that need a session and have none are sent here with 303, instead of 401: by the
+    /// extractors [`Principal`](super::Principal), [`RequiredSession`](super::RequiredSession) and
+    /// [`RecentAuth`](super::RecentAuth), on all routes of the layer. A
+    /// [`SessionError`](super::SessionError) stays what it is.
+    ///
+    /// For routes that answer programs, or to come back after the login, take
+    /// `Result<Principal, SessionRejection>` and answer yourself.
     ///
     /// # Panics
     ///

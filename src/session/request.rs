@@ -206,9 +206,11 @@ impl Inner {
             self.state().loaded = true;
             return Ok(());
         };
-        let found = self.shared.store.load(&token).await;
-        if let Ok(Found { session: Some(session), due: Some(left), .. }) = &found {
-            self.note_use(session.id, *left).await;
+        let mut found = self.shared.store.load(&token).await;
+        if let Ok(Found { session: Some(_), due, left, .. }) = &mut found
+            && !due.is_empty()
+        {
+            self.note_use(mem::take(due), *left).await;
         }
         let mut state = self.state();
         (state.loaded, state.via, state.presented) = (true, via, Some(token.digest()));
@@ -236,7 +238,7 @@ impl Inner {
     }
 
     /// Notes that a session is used. Nobody waits for that, unless it is about to die.
-    async fn note_use(&self, id: TokenDigest, left: Duration) {
+    async fn note_use(&self, ids: Vec<TokenDigest>, left: Duration) {
         let store = &self.shared.store;
         if left > store.policy.timeout.saturating_mul(4)
             && let Ok(runtime) = Handle::try_current()
@@ -244,11 +246,11 @@ impl Inner {
             let shared = Arc::clone(&self.shared);
             runtime.spawn(async move {
                 // The next use is due as well.
-                let _ = shared.store.note_use(id).await;
+                let _ = shared.store.note_use(&ids).await;
             });
             // It is on its way before the handler goes on.
             yield_now().await;
-        } else if let Err(error) = store.note_use(id).await {
+        } else if let Err(error) = store.note_use(&ids).await {
             event!(warn, %error, "the use of a session could not be noted");
         }
     }
@@ -320,7 +322,13 @@ impl Inner {
         if state.era != era {
             return match changes {
                 Ok(changes) if changes.is_empty() => Ok(()),
-                _ => Err(SessionError::new(SessionErrorKind::Gone)),
+                _ => {
+                    // For who settles the response; who calls `save` hears it at once.
+                    if !at_once {
+                        state.unwritable = Some(SessionError::new(SessionErrorKind::Gone));
+                    }
+                    Err(SessionError::new(SessionErrorKind::Gone))
+                }
             };
         }
         match changes {

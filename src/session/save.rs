@@ -32,12 +32,18 @@ impl Inner {
     }
 
     pub(super) async fn save_pending(&self) -> Result<Vec<String>, SessionError> {
+        let unwritable = self.state().unwritable.take();
+        let saved = self.save_changes().await;
+        match unwritable {
+            Some(error) => Err(error),
+            None => saved,
+        }
+    }
+
+    async fn save_changes(&self) -> Result<Vec<String>, SessionError> {
         let store = &self.shared.store;
         let (session, mut changes, era) = {
             let mut state = self.state();
-            if let Some(error) = state.unwritable.take() {
-                return Err(error);
-            }
             if state.pending.is_empty() {
                 return Ok(Vec::new());
             }
@@ -202,7 +208,12 @@ impl Inner {
     /// What is done before the head of a response with this status leaves.
     pub(super) async fn settle(&self, status: StatusCode) -> Result<(), SessionError> {
         let store = &self.shared.store;
-        let Ok(_busy) = timeout(store.policy.patience(), self.busy.lock()).await else {
+        // A clock takes a runtime, which sessions in memory do without.
+        let _busy = if let Ok(busy) = self.busy.try_lock() {
+            busy
+        } else if let Ok(busy) = timeout(store.policy.patience(), self.busy.lock()).await {
+            busy
+        } else {
             let message = "the handler has left an operation of its session half-way";
             return Err(Error::new(ErrorKind::Timeout, message).into());
         };

@@ -265,7 +265,8 @@ pub struct SessionInfo {
     pub current: bool,
 }
 
-/// Some of a principal's sessions, those used last first.
+/// Some of a principal's sessions, the most recently used first. Sessions may move from one page to
+/// another meanwhile, and then be seen twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SessionPage {

@@ -94,8 +94,20 @@ pub(super) struct Found {
     pub(super) moved: bool,
     /// What the id stands for, if not for a session.
     pub(super) instead: Option<Instead>,
-    /// The time until the session dies unless this use is noted, if that is due.
-    pub(super) due: Option<Duration>,
+    /// The ids that die unless this use is [noted](Store::note_use), if that is due.
+    pub(super) due: Vec<TokenDigest>,
+    /// The time until the first of them does.
+    pub(super) left: Duration,
+}
+
+impl Found {
+    /// Notes whether an id that was used has to live on.
+    fn used(&mut self, id: TokenDigest, entry: &Entry, life_left: Duration, policy: &Policy) {
+        if policy.idle.min(life_left).saturating_sub(entry.ttl) > policy.slack() {
+            self.due.push(id);
+            self.left = self.left.min(entry.ttl);
+        }
+    }
 }
 
 /// What the client's id stands for, if not for a session.
@@ -217,10 +229,12 @@ impl Store {
         Touch { ttl: self.policy.idle, slack: self.policy.slack() }
     }
 
-    /// Prolongs the life of a session that is used.
-    pub(super) async fn note_use(&self, id: TokenDigest) -> StorageResult<()> {
+    /// Prolongs the life of what is used: a session, and an old id by which it was reached.
+    pub(super) async fn note_use(&self, ids: &[TokenDigest]) -> StorageResult<()> {
         let get = Get::new().with_touch(self.touch());
-        self.timed(self.storage.get(&self.key(id), get)).await?;
+        for id in ids {
+            self.timed(self.storage.get(&self.key(*id), get)).await?;
+        }
         Ok(())
     }
 
@@ -230,7 +244,13 @@ impl Store {
         mut id: TokenDigest,
         get: Get,
     ) -> StorageResult<Found> {
-        let mut found = Found { session: None, moved: false, instead: None, due: None };
+        let mut found = Found {
+            session: None,
+            moved: false,
+            instead: None,
+            due: Vec::new(),
+            left: Duration::MAX,
+        };
         for _ in 0..MOST_MOVES {
             let sent = Instant::now();
             let lookup = match self.timed(self.storage.get(&self.key(id), get)).await {
@@ -255,8 +275,7 @@ impl Store {
                     return Ok(found);
                 }
                 Judged::Live(session) => {
-                    let drift = self.policy.idle.min(session.life_left()).saturating_sub(entry.ttl);
-                    found.due = (drift > self.policy.slack()).then_some(entry.ttl);
+                    found.used(id, &entry, session.life_left(), &self.policy);
                     found.session = Some(session);
                     return Ok(found);
                 }
@@ -277,6 +296,9 @@ impl Store {
                         }
                         Moved::Retired { successor } => (token, id) = (None, successor),
                         Moved::Rotated { successor, sealed } => {
+                            // Its client may never have got another.
+                            let left = entry.life_left.unwrap_or(self.policy.lifetime);
+                            found.used(id, &entry, left, &self.policy);
                             (token, id) = (unsealed(token, successor, sealed), successor);
                         }
                     }

@@ -6,9 +6,7 @@ use std::{
     thread,
 };
 
-use super::{
-    Notice, SaveFailure, SessionData, SessionError, SessionHandle, data::Encoded, fields::Changes,
-};
+use super::{SessionData, SessionError, SessionHandle, data::Encoded, fields::Changes};
 
 /// The session of a request, as a value of a type of your own.
 ///
@@ -47,6 +45,9 @@ use super::{
 ///     .layer(SessionLayer::new(MemoryStorage::new(), Policy::new()));
 /// # let _ = app;
 /// ```
+///
+/// A value shows what it was read from. After a login of somebody else or a logout in the same handler it
+/// still does, and changes of it are refused; read anew with [`SessionHandle::session`].
 ///
 /// # Cancel safety
 ///
@@ -163,8 +164,6 @@ impl<T: SessionData, R> Drop for Session<T, R> {
                 "a session was changed after it had ended or another had taken its place: nothing \
                  was saved"
             );
-            let policy = &self.handle.inner.shared.store.policy;
-            policy.observe(&Notice::NotSaved(SaveFailure::Gone));
         }
     }
 }

@@ -12,6 +12,7 @@ use axum::{
     body::Body,
     http::{Request, Response, header},
 };
+use futures_util::FutureExt;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tower::{ServiceExt, service_fn};
 use tower_keep::{
@@ -43,6 +44,8 @@ type Work = Pin<Box<dyn Future<Output = Option<Error>> + Send>>;
 struct Staged {
     storage: AnyStorage,
     before: Arc<Mutex<VecDeque<Cue>>>,
+    /// Whether it says that it is within this process.
+    local: bool,
 }
 
 struct Cue(Op, Work);
@@ -55,7 +58,7 @@ impl std::fmt::Debug for Cue {
 
 impl Staged {
     fn new() -> Self {
-        Self { storage: MemoryStorage::new().erase(), before: Arc::default() }
+        Self { storage: MemoryStorage::new().erase(), before: Arc::default(), local: true }
     }
 
     /// Once what was said earlier has happened, does this before the next such operation.
@@ -121,7 +124,9 @@ impl Storage for Staged {
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.storage.capabilities()
+        let mut capabilities = self.storage.capabilities();
+        capabilities.local = self.local;
+        capabilities
     }
 
     fn erase(self) -> AnyStorage {
@@ -305,8 +310,8 @@ async fn sessions_of_a_newer_schema_do_not_keep_their_principal_out() {
     let newer = Policy::new().with_schema(1, |_, _| Ok(())).with_cap(1, OverCap::EndOldest);
     let newer = SessionLayer::new(storage.clone(), newer);
     let older = Policy::new().with_cap(1, OverCap::EndOldest);
-    let older =
-        SessionLayer::new(Staged { storage: storage.erase(), before: Arc::default() }, older);
+    let storage = Staged { storage: storage.erase(), ..Staged::new() };
+    let older = SessionLayer::new(storage, older);
     let first = logged_in(&newer, "alice").await;
     let second = logged_in(&older, "alice").await;
     assert!(lives(&older, &second).await);
@@ -456,4 +461,70 @@ async fn a_rotation_that_its_handler_gave_up_is_told_to_the_client() {
     assert!(rotation.await.is_err());
     let cookie = request.finish().await.expect("the old id is about to die");
     assert!(lives(&layer, &cookie).await);
+}
+
+#[tokio::test]
+async fn what_was_left_for_one_principal_while_another_logs_in_is_not_saved() {
+    let (storage, layer) = layers();
+    let alice = logged_in(&layer, "alice").await;
+    let request = Asked::with(&layer, Some(&alice)).await;
+    let mut session = request.map().await;
+    let handle = request.handle.clone();
+    storage.before(Op::Save, async move {
+        session.insert("secret", "of alice").unwrap();
+        drop(session);
+        handle.flash("notice", &5).await.unwrap();
+    });
+    request.handle.login("bob").await.unwrap();
+    let bob = request.finish().await.unwrap();
+    let next = Asked::with(&layer, Some(&bob)).await;
+    assert_eq!(next.map().await.get::<String>("secret").unwrap(), None);
+    assert_eq!(next.handle.take_flash::<u32>("notice").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_login_beside_another_keeps_what_its_handler_has_changed() {
+    let (_, layer) = layers();
+    let cookie = visitor(&layer).await;
+    let first = Asked::with(&layer, Some(&cookie)).await;
+    first.handle.login("alice").await.unwrap();
+    first.finish().await;
+    let second = Asked::with(&layer, Some(&cookie)).await;
+    second.map().await.insert("theme", "dark").unwrap();
+    second.handle.login("alice").await.unwrap();
+    let cookie = second.finish().await.unwrap();
+    let map = Asked::with(&layer, Some(&cookie)).await.map().await;
+    assert_eq!(map.get::<u32>("visits").unwrap(), Some(1), "of the first");
+    assert_eq!(map.get::<String>("theme").unwrap().as_deref(), Some("dark"));
+}
+
+#[test]
+fn sessions_in_memory_need_no_runtime() {
+    let layer = SessionLayer::new(MemoryStorage::new(), Policy::new());
+    let service = layer.layer(service_fn(async |request: Request<Body>| {
+        let handle = SessionHandle::<()>::of(RequestHead::new(&request)).unwrap();
+        let mut session = handle.session::<SessionMap>().await.unwrap();
+        session.insert("visits", &1).unwrap();
+        Ok::<_, std::convert::Infallible>(Response::new(Body::empty()))
+    }));
+    let response = service.oneshot(Request::new(Body::empty())).now_or_never();
+    let response = response.expect("memory answers at once").unwrap();
+    assert!(response.headers().contains_key(header::SET_COOKIE));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_id_whose_successor_was_never_used_lives_as_long_as_it_is_used() {
+    const MINUTE: Duration = Duration::from_secs(60);
+    for local in [true, false] {
+        let storage = Staged { local, ..Staged::new() };
+        let policy = Policy::new().with_rotation(MINUTE).with_idle_timeout(10 * MINUTE);
+        let layer = SessionLayer::new(storage, policy);
+        let cookie = visitor(&layer).await;
+        for round in 0..10 {
+            tokio::time::advance(3 * MINUTE).await;
+            let request = Asked::with(&layer, Some(&cookie)).await;
+            assert!(request.handle.exists(), "in round {round}, local: {local}");
+            request.finish().await;
+        }
+    }
 }
