@@ -57,7 +57,7 @@ impl Inner {
             Some(session) => store.save(session, &changes.changes).await,
             None => {
                 let live = store.anonymous(changes.changes.apply(&Fields::default()));
-                let created = store.create(live, store.policy.lifetime, None).await;
+                let created = store.create(live, None, store.policy.lifetime, None).await;
                 created.map(|created| created.map(|created| (created, Vec::new())))
             }
         };
@@ -133,7 +133,7 @@ impl Inner {
                     return Ok((value, era, outcome));
                 };
                 let live = store.anonymous(fields);
-                let created = store.create(live, store.policy.lifetime, None).await?;
+                let created = store.create(live, None, store.policy.lifetime, None).await?;
                 created.map(|created| (created, (value, outcome)))
             }
         };

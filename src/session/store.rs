@@ -369,8 +369,10 @@ impl Store {
         Some(live)
     }
 
-    fn check_size(&self, live: &Live) -> Result<(), SessionError> {
-        if live.fields.as_bytes().len() > self.policy.max_size {
+    /// What is larger than the policy allows by now may stay as it is.
+    fn check_size(&self, live: &Live, before: Option<&Live>) -> Result<(), SessionError> {
+        let size = |live: &Live| live.fields.as_bytes().len();
+        if size(live) > before.map_or(0, size).max(self.policy.max_size) {
             return Err(SessionError::new(SessionErrorKind::TooLarge));
         }
         Ok(())
@@ -381,14 +383,16 @@ impl Store {
         self.policy.idle.min(left).max(Duration::from_millis(1))
     }
 
-    /// A new session. `None` if what it belongs to was ended since the fence.
+    /// A new session, perhaps in place of one before. `None` if what it belongs to was ended since the
+    /// fence.
     pub(super) async fn create(
         &self,
         live: Live,
+        before: Option<&Live>,
         left: Duration,
         fence: Option<Fence>,
     ) -> Result<Option<Loaded>, SessionError> {
-        self.check_size(&live)?;
+        self.check_size(&live, before)?;
         let mut token = (self.new_token)();
         let tags = Self::tags(&live);
         let value = live.to_bytes();
@@ -462,7 +466,7 @@ impl Store {
                 }
                 continue;
             };
-            self.check_size(&live)?;
+            self.check_size(&live, Some(&current.live))?;
             let value = live.to_bytes();
             let left = current.life_left();
             let put =

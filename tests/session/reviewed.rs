@@ -528,3 +528,24 @@ async fn an_old_id_whose_successor_was_never_used_lives_as_long_as_it_is_used() 
         }
     }
 }
+
+#[tokio::test]
+async fn what_became_too_large_by_a_new_policy_stays_and_does_not_grow() {
+    let storage = Staged::new();
+    let layer = SessionLayer::new(storage.clone(), Policy::new());
+    let cookie = visitor(&layer).await;
+    let request = Asked::with(&layer, Some(&cookie)).await;
+    request.map().await.insert("notes", &"x".repeat(100)).unwrap();
+    request.finish().await;
+    let layer = SessionLayer::new(storage, Policy::new().with_max_size(50));
+    let request = Asked::with(&layer, Some(&cookie)).await;
+    request.handle.login("alice").await.unwrap();
+    request.handle.end_others().await.unwrap();
+    request.handle.rotate().await.unwrap();
+    let mut session = request.map().await;
+    session.insert("visits", &2).unwrap();
+    session.save().await.unwrap();
+    session.insert("more", &3).unwrap();
+    let outcome = session.save().await;
+    assert!(matches!(outcome.unwrap_err().kind(), SessionErrorKind::TooLarge));
+}

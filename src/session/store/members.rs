@@ -52,7 +52,8 @@ impl Store {
         let principal = live.principal.clone().unwrap_or_default();
         let handle = live.handle;
         let read = self.timed(self.index.read(&principal, Cursor::START));
-        let (new, first) = join(self.create(live, left, fence), read).await;
+        let (new, first) =
+            join(self.create(live, old.map(|old| &old.live), left, fence), read).await;
         let new = new?.ok_or_else(gone)?;
         let (id, first) = (new.id, first.ok());
         let retire = async {

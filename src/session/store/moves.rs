@@ -101,7 +101,9 @@ impl Store {
         fence: Option<Fence>,
         how: Replacement,
     ) -> Result<Option<Loaded>, SessionError> {
-        let Some(new) = self.create(next, left, fence).await? else { return Ok(None) };
+        let Some(new) = self.create(next, Some(&old.live), left, fence).await? else {
+            return Ok(None);
+        };
         self.retire(old, new, how).await
     }
 
@@ -264,7 +266,7 @@ impl Store {
         let witness = seen.entry.filter(|entry| entry.version == own);
         let (Some(_), Some(fence)) = (witness, seen.fence) else { return Ok(None) };
         let (live, left) = current.renewed();
-        let new = self.create(live, left, Some(fence)).await?;
+        let new = self.create(live, Some(&current.live), left, Some(fence)).await?;
         if let Some(new) = &new {
             self.enlist(principal, new).await;
         }

@@ -34,7 +34,7 @@ fn with(name: &str) -> Fields {
 
 async fn begin(store: &Store, name: &str) -> Result<Loaded, SessionError> {
     let live = store.anonymous(with(name));
-    store.create(live, store.policy.lifetime, None).await.map(Option::unwrap)
+    store.create(live, None, store.policy.lifetime, None).await.map(Option::unwrap)
 }
 
 async fn holds(store: &Store, token: &SessionToken, name: &str) -> bool {
