@@ -296,15 +296,17 @@ impl Inner {
     }
 }
 
-/// What was pending and is being written. It is pending again if that fails or is given up.
+/// What was pending and is being written. It is pending again if that fails or is given up, unless the
+/// session has become another.
 pub(super) struct Taken<'a> {
     of: &'a Inner,
+    era: u64,
     pub(super) changes: Changes,
 }
 
 impl<'a> Taken<'a> {
     pub(super) fn from(of: &'a Inner, state: &mut State) -> Self {
-        Self { of, changes: mem::take(&mut state.pending) }
+        Self { of, era: state.era, changes: mem::take(&mut state.pending) }
     }
 
     /// They are written, or never will be.
@@ -317,8 +319,10 @@ impl Drop for Taken<'_> {
     fn drop(&mut self) {
         if !self.changes.is_empty() {
             let mut state = self.of.state();
-            let later = mem::replace(&mut state.pending, mem::take(&mut self.changes));
-            state.pending.merge(later);
+            if state.era == self.era {
+                let later = mem::replace(&mut state.pending, mem::take(&mut self.changes));
+                state.pending.merge(later);
+            }
         }
     }
 }

@@ -549,3 +549,25 @@ async fn what_became_too_large_by_a_new_policy_stays_and_does_not_grow() {
     let outcome = session.save().await;
     assert!(matches!(outcome.unwrap_err().kind(), SessionErrorKind::TooLarge));
 }
+
+#[tokio::test]
+async fn a_failed_update_of_a_session_that_does_not_fit_meanwhile_begins_no_other() {
+    let (storage, layer) = layers();
+    let cookie = visitor(&layer).await;
+    let request = Asked::with(&layer, Some(&cookie)).await;
+    #[derive(Default, serde::Serialize, serde::Deserialize)]
+    struct Other {
+        visits: String,
+    }
+    let handle = request.handle.clone();
+    let work = async move {
+        handle.read::<Other>().await.unwrap();
+        Some(Error::new(ErrorKind::Unavailable, "staged"))
+    };
+    storage.before.lock().unwrap().push_back(Cue(Op::Save, Box::pin(work)));
+    let mut session = request.map().await;
+    session.insert("theme", "dark").unwrap();
+    session.update(|map| map.insert("size", &7)).await.unwrap_err();
+    drop(session);
+    assert_eq!(request.finish().await, None, "the cookie of the session that is there stays");
+}
