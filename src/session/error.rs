@@ -24,7 +24,7 @@ pub struct SessionError {
 #[non_exhaustive]
 pub enum SessionErrorKind {
     /// The session has ended while the request was under way: by a logout, by the end of all
-    /// sessions of its principal, or by its age. Nothing was written. 401.
+    /// sessions of its principal, or by its age; or its id was replaced. Nothing was written. 401.
     Gone,
     /// The storage gave no answer, or not in time. Whether the change was made is unknown. 503.
     Unavailable(storage::Error),

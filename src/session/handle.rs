@@ -94,7 +94,7 @@ impl<R> SessionHandle<R> {
     }
 
     /// The public name of the session: safe to show, and of no use to somebody else. It stays the
-    /// same when the id rotates.
+    /// same when the id rotates, and when the same principal logs in again.
     pub fn public_id(&self) -> Option<Uuid> {
         self.inner.with_live(|live| live.handle)
     }
@@ -166,8 +166,8 @@ impl<R> SessionHandle<R> {
     ///
     /// # Errors
     ///
-    /// [`Gone`](super::SessionErrorKind::Gone) if all sessions of the principal were ended since this request
-    /// first looked at its session, or if the visitor has logged out meanwhile;
+    /// [`Gone`](super::SessionErrorKind::Gone) if all sessions of the principal were ended since the login
+    /// [began](Self::begin_login), or if the session of before has ended meanwhile;
     /// [`OverCap`](super::SessionErrorKind::OverCap); or if the storage gives no answer: the client then has
     /// its old session, or has to log in again.
     ///
@@ -223,7 +223,9 @@ impl<R> SessionHandle<R> {
     ///
     /// # Errors
     ///
-    /// If the storage gives no answer: the session may go on.
+    /// [`Gone`](super::SessionErrorKind::Gone) if this request has found it ended meanwhile, or came with
+    /// an id that a login or [`rotate`](Self::rotate) has just replaced: the cookie is left alone, as the
+    /// client may have got another. If the storage gives no answer: the session may go on.
     ///
     /// # Cancel safety
     ///

@@ -103,7 +103,8 @@
 //! that change something, for browsers and sister domains that do not keep to it.
 //!
 //! An answer that depends on the session says `Vary: Cookie`, and is never called `public`; with
-//! `Set-Cookie` it says `no-store`. The [cache](crate::marks) of this crate stores neither.
+//! `Set-Cookie` it says `no-store`, unless the handler says `private`. The [cache](crate::marks) of
+//! this crate stores neither.
 //!
 //! A rate limit by user asks for the session itself:
 //!

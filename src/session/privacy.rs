@@ -33,8 +33,8 @@ pub(crate) fn vary_by(headers: &mut HeaderMap, by_cookie: bool, by_authorization
 
 /// Keeps shared caches from storing the answer, and all caches if it sets a cookie.
 ///
-/// What the handler said stays if it forbids that already, and is otherwise changed as little as
-/// possible. An answer without `Cache-Control` and without `Expires`, which are what a shared cache
+/// What the handler said stays if it keeps the shared ones from that, and is otherwise changed as
+/// little as possible. An answer without `Cache-Control` and without `Expires`, which are what a shared cache
 /// may go by, is left alone: `Vary` keeps it from other clients.
 pub(crate) fn keep_private(headers: &mut HeaderMap, sets_cookie: bool) {
     for (name, value) in headers.iter_mut() {

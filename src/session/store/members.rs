@@ -22,8 +22,8 @@ use crate::{
 pub(in crate::session) enum Look {
     Alive(Box<Seen>),
     Dead,
-    /// Its id was replaced at a change of privileges a short while ago. It is dead, or the index will
-    /// soon know its new id.
+    /// It has ended the others of its principal a short while ago. It is dead, or the index will soon
+    /// know its new id.
     Replaced,
     /// A session that is not for this policy to judge.
     Unreadable,
