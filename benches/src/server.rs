@@ -35,7 +35,9 @@ impl Server {
     pub async fn connect(&self) -> MultiplexedConnection {
         let client = redis::Client::open(self.url.as_str()).expect("a URL");
         for _ in 0..100 {
-            if let Ok(connection) = client.get_multiplexed_async_connection().await {
+            if let Ok(mut connection) = client.get_multiplexed_async_connection().await {
+                // The default of half a second is reached when the machine is busy.
+                connection.set_response_timeout(Duration::from_secs(10));
                 return connection;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

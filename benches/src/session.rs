@@ -157,10 +157,15 @@ fn idle_routes() -> Router {
         .route("/login", post(async || "done"))
 }
 
+/// The timeout is one that no operation reaches when the machine is busy: a contestant that answers
+/// 503 would end the run.
+pub fn policy() -> Policy {
+    Policy::new().with_idle_timeout(WEEK).with_timeout(Duration::from_secs(10))
+}
+
 /// With sessions of ours.
 pub fn keep(storage: impl Storage) -> Router {
-    let policy = Policy::new().with_idle_timeout(WEEK);
-    keep_routes().layer(SessionLayer::new(storage, policy))
+    keep_routes().layer(SessionLayer::new(storage, policy()))
 }
 
 fn keep_routes() -> Router {
