@@ -206,14 +206,15 @@ impl Inner {
             self.state().loaded = true;
             return Ok(());
         };
-        let mut found = self.shared.store.load(&token).await;
+        let id = token.digest();
+        let mut found = self.shared.store.load(&token, id).await;
         if let Ok(Found { session: Some(_), due, left, .. }) = &mut found
             && !due.is_empty()
         {
             self.note_use(mem::take(due), *left).await;
         }
         let mut state = self.state();
-        (state.loaded, state.via, state.presented) = (true, via, Some(token.digest()));
+        (state.loaded, state.via, state.presented) = (true, via, Some(id));
         match found {
             Ok(found) => {
                 if found

@@ -215,14 +215,14 @@ impl Store {
     }
 
     /// Finds the session of a token, and where it was moved to. That is a use, which has to be
-    /// [noted](Self::note_use) if it is due.
-    pub(super) async fn load(&self, token: &SessionToken) -> StorageResult<Found> {
+    /// [noted](Self::note_use) if it is due. `id` is the token's hash, which takes long to make.
+    pub(super) async fn load(&self, token: &SessionToken, id: TokenDigest) -> StorageResult<Found> {
         let mut get = Get::new();
         if self.storage.capabilities().local {
             // It costs no trip.
             get = get.with_touch(self.touch());
         }
-        self.find(Some(token.clone()), token.digest(), get).await
+        self.find(Some(token.clone()), id, get).await
     }
 
     fn touch(&self) -> Touch {

@@ -38,7 +38,7 @@ async fn begin(store: &Store, name: &str) -> Result<Loaded, SessionError> {
 }
 
 async fn holds(store: &Store, token: &SessionToken, name: &str) -> bool {
-    let found = store.load(token).await.unwrap().session;
+    let found = store.load(token, token.digest()).await.unwrap().session;
     found.is_some_and(|session| session.live.fields == with(name))
 }
 
