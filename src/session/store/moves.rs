@@ -266,10 +266,6 @@ impl Store {
         let witness = seen.entry.filter(|entry| entry.version == own);
         let (Some(_), Some(fence)) = (witness, seen.fence) else { return Ok(None) };
         let (live, left) = current.renewed();
-        let new = self.create(live, Some(&current.live), left, Some(fence)).await?;
-        if let Some(new) = &new {
-            self.enlist(principal, new).await;
-        }
-        Ok(new)
+        self.create(live, Some(&current.live), left, Some(fence)).await
     }
 }
