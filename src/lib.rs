@@ -17,6 +17,8 @@ mod clock;
 #[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
 pub mod conformance;
 mod head;
+#[cfg(feature = "idempotency")]
+pub mod idempotency;
 pub mod lease;
 pub mod marks;
 #[cfg(any(feature = "rate-limit", feature = "cache"))]

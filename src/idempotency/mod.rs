@@ -1,0 +1,2 @@
+//! Idempotency keys.
+#![allow(dead_code)]
