@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::{
     runtime::Handle,
     time::{Instant, sleep_until, timeout, timeout_at},
 };
 
 use super::{
-    claim::{Claim, Standing},
+    claim::{Claim, Grant, Standing},
     guard::Lease,
 };
 use crate::storage::{
-    AnyStorage, Error, ErrorKind, Identity, Key, Name, Result, Storage, Version, When, micros,
+    AnyStorage, Entry, Error, ErrorKind, Identity, Key, Name, Result, Storage, When, micros,
 };
 
 /// The first pause of a waiting [`acquire`](Leases::acquire); it doubles from there.
@@ -188,10 +189,11 @@ impl Leases {
             let now = Instant::now();
             let mut wake = now + pause.mul_f64(jitter());
             match answer {
-                Some(Ok(standing @ Standing::Ours { .. })) => {
+                Some(Ok(standing @ Standing::Ours(_))) => {
                     return Ok(self.attempt(&bid, standing));
                 }
-                Some(Ok(Standing::NotOurs { left })) => {
+                Some(Ok(Standing::NotOurs(entry))) => {
+                    let left = time_left(entry.as_ref());
                     // Not at once, though: a storage may round the rest of a life down to nothing.
                     wake = wake.min(now + left).max(now + Duration::from_millis(1));
                     (free_at, trouble) = (Some(now + left), None);
@@ -227,10 +229,8 @@ impl Leases {
 
     fn attempt(&self, bid: &Bid, standing: Standing) -> Attempt {
         match standing {
-            Standing::Ours { version, until } => {
-                Attempt::Acquired(bid.lease(version, until, self.heartbeat))
-            }
-            Standing::NotOurs { left } => Attempt::Held { remaining: left },
+            Standing::Ours(grant) => Attempt::Acquired(bid.lease(grant, self.heartbeat)),
+            Standing::NotOurs(entry) => Attempt::Held { remaining: time_left(entry.as_ref()) },
         }
     }
 }
@@ -250,14 +250,15 @@ impl Bid {
     async fn place(&mut self, bound: Option<Instant>) -> Option<Result<Standing>> {
         let over = Instant::now() + self.claim.ttl;
         self.doubt = true;
-        let write = self.claim.write(When::Absent);
+        let value = Bytes::copy_from_slice(&self.claim.token);
+        let write = self.claim.write(When::Absent, value);
         let answer = timeout_at(bound.map_or(over, |bound| bound.min(over)), write).await.ok()?;
         self.doubt = answer.is_err();
         Some(answer)
     }
 
-    fn lease(&self, version: Version, until: Instant, heartbeat: bool) -> Lease {
-        Lease::new(self.claim.clone(), version, until, self.runtime.clone(), heartbeat)
+    fn lease(&self, grant: Grant, heartbeat: bool) -> Lease {
+        Lease::new(self.claim.clone(), grant, self.runtime.clone(), heartbeat)
     }
 }
 
@@ -270,6 +271,11 @@ impl Drop for Bid {
             drop(runtime.spawn(async move { timeout(claim.ttl, claim.clear(None)).await }));
         }
     }
+}
+
+/// How long a key is somebody else's; not at all if it is nobody's.
+fn time_left(entry: Option<&Entry>) -> Duration {
+    entry.map_or(Duration::ZERO, |entry| entry.ttl)
 }
 
 /// A random factor from one half to one, so that those who wait do not keep in step.

@@ -6,60 +6,80 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::storage::{
-    AnyStorage, Error, ErrorKind, Get, Key, Put, PutOutcome, Result, Storage, Version, When,
+    AnyStorage, Entry, Error, ErrorKind, Get, Key, Put, PutOutcome, Result, Storage, Version, When,
 };
 
-/// One owner's claim to one key: who asks, for what, for how long.
+/// One owner's claim to one key: who asks, for what.
 ///
-/// The token is drawn at random for each acquisition and is all that the entry holds. Whoever finds
-/// it under the key knows that the entry is this claim's, however the reply that said so was lost.
+/// The token is drawn at random for each acquisition, and every value that the claim writes begins
+/// with it. Whoever finds it under the key knows that the entry is this claim's, however the reply
+/// that said so was lost.
 #[derive(Clone)]
-pub(super) struct Claim {
-    pub(super) storage: AnyStorage,
-    pub(super) key: Key,
-    pub(super) ttl: Duration,
-    token: Bytes,
+pub(crate) struct Claim {
+    pub(crate) storage: AnyStorage,
+    pub(crate) key: Key,
+    /// How long an entry of the claim lives unless it is written again.
+    pub(crate) ttl: Duration,
+    pub(crate) token: Token,
 }
 
+/// What tells the values of one claim from those of all others.
+pub(crate) type Token = [u8; 16];
+
 /// Whose the key is.
-pub(super) enum Standing {
-    /// The claim's, at least until `until` on the clock of this process.
-    Ours { version: Version, until: Instant },
-    /// Somebody else's for that long; zero if nobody's.
-    NotOurs { left: Duration },
+pub(crate) enum Standing {
+    /// The claim's.
+    Ours(Grant),
+    /// Somebody else's, or nobody's.
+    NotOurs(Option<Entry>),
+}
+
+/// What is known of an entry that is the claim's own.
+#[derive(Clone, Copy)]
+pub(crate) struct Grant {
+    pub(crate) version: Version,
+    /// On the clock of this process, before the storage was asked.
+    pub(crate) sent: Instant,
+    /// How long ago it was written then.
+    pub(crate) age: Duration,
+    /// How long it lives from then on.
+    pub(crate) left: Duration,
 }
 
 impl Claim {
-    pub(super) fn new(storage: AnyStorage, key: Key, ttl: Duration) -> Self {
-        let mut token = [0; 16];
+    pub(crate) fn new(storage: AnyStorage, key: Key, ttl: Duration) -> Self {
+        let mut token = Token::default();
         getrandom::fill(&mut token).expect("the operating system gives random bytes");
-        Self { storage, key, ttl, token: Bytes::copy_from_slice(&token) }
+        Self { storage, key, ttl, token }
     }
 
-    /// Writes the token for another `ttl` where `when` holds.
+    fn is_own(&self, entry: &Entry) -> bool {
+        entry.value.starts_with(&self.token)
+    }
+
+    /// Writes the value, which begins with the token, for another `ttl` where `when` holds.
     ///
-    /// An answer that leaves open whether the token was written is settled by reading it back. An
-    /// error means that it could not be settled, or that nothing was written.
-    pub(super) async fn write(&self, mut when: When) -> Result<Standing> {
+    /// An answer that leaves open whether it was written is settled by reading it back. An error
+    /// means that it could not be settled, or that nothing was written.
+    pub(crate) async fn write(&self, mut when: When, value: Bytes) -> Result<Standing> {
+        debug_assert!(value.starts_with(&self.token));
         let (asked, error) = loop {
-            let put = Put::new(self.token.clone(), self.ttl).with_condition(when);
+            let put = Put::new(value.clone(), self.ttl).with_condition(when);
             let sent = Instant::now();
             match self.storage.put(&self.key, put).await {
                 Ok(PutOutcome::Stored(version)) => {
-                    return Ok(Standing::Ours { version, until: sent + usable(self.ttl) });
+                    let (age, left) = (Duration::ZERO, self.ttl);
+                    return Ok(Standing::Ours(Grant { version, sent, age, left }));
                 }
                 // Our own earlier write, whose reply never came. Going on from its version gives
                 // the full time. A storage that reports the very version it was asked for as a
                 // conflict would have us turn in a circle.
                 Ok(PutOutcome::Conflict(Some(entry)))
-                    if entry.value == self.token && when != When::Version(entry.version) =>
+                    if self.is_own(&entry) && when != When::Version(entry.version) =>
                 {
                     when = When::Version(entry.version);
                 }
-                Ok(PutOutcome::Conflict(entry)) => {
-                    let left = entry.map_or(Duration::ZERO, |entry| entry.ttl);
-                    return Ok(Standing::NotOurs { left });
-                }
+                Ok(PutOutcome::Conflict(entry)) => return Ok(Standing::NotOurs(entry)),
                 Err(error) if may_be_applied(&error) => break (when, error),
                 Err(error) => return Err(error),
             }
@@ -69,18 +89,21 @@ impl Claim {
         match found.entry {
             // The write was not applied; it may still be on its way.
             Some(entry) if asked == When::Version(entry.version) => Err(error),
-            Some(entry) if entry.value == self.token => {
-                Ok(Standing::Ours { version: entry.version, until: sent + usable(entry.ttl) })
+            Some(entry) if entry.value == value => {
+                let Entry { version, age, ttl: left, .. } = entry;
+                Ok(Standing::Ours(Grant { version, sent, age, left }))
             }
-            Some(entry) => Ok(Standing::NotOurs { left: entry.ttl }),
+            // An earlier write of the claim; this one was not applied either.
+            Some(entry) if self.is_own(&entry) => Err(error),
+            Some(entry) => Ok(Standing::NotOurs(Some(entry))),
             None if asked == When::Absent => Err(error),
-            None => Ok(Standing::NotOurs { left: Duration::ZERO }),
+            None => Ok(Standing::NotOurs(None)),
         }
     }
 
     /// Deletes the entry if it bears the token, and says whether it still did. `version` saves a
     /// trip if it is right, and does no harm if it is not.
-    pub(super) async fn clear(&self, mut version: Option<Version>) -> Result<bool> {
+    pub(crate) async fn clear(&self, mut version: Option<Version>) -> Result<bool> {
         let mut doubt: Option<Error> = None;
         loop {
             if let Some(version) = version {
@@ -96,7 +119,7 @@ impl Claim {
                 Err(error) => return Err(doubt.unwrap_or(error)),
             };
             // The version is another one if the reply to a write was lost.
-            match found.filter(|entry| entry.value == self.token) {
+            match found.filter(|entry| self.is_own(entry)) {
                 Some(entry) => version = Some(entry.version),
                 // Gone: by the delete whose reply was lost, or before it.
                 None => return Ok(doubt.is_some()),
@@ -113,7 +136,7 @@ impl fmt::Debug for Claim {
 
 /// How much of an entry's life its owner may count on: all but one percent, for clocks that do not
 /// run at one pace, and two milliseconds, for timers that fire on whole ones.
-fn usable(ttl: Duration) -> Duration {
+pub(crate) fn usable(ttl: Duration) -> Duration {
     (ttl - ttl / 100).saturating_sub(Duration::from_millis(2))
 }
 

@@ -2,15 +2,18 @@
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tokio::{
     runtime::Handle,
-    sync::watch,
     task::JoinHandle,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, timeout},
 };
 
-use super::claim::{Claim, Standing};
-use crate::storage::{Result, Version, When};
+use super::{
+    claim::{Claim, Grant},
+    hold::{Hold, beat},
+};
+use crate::storage::Result;
 
 /// The exclusive right to something, until it runs out, is released or is dropped.
 ///
@@ -35,31 +38,10 @@ pub enum Extension {
     Lost,
 }
 
-struct Hold {
-    claim: Claim,
-    fence: Version,
-    /// What is known of the entry. Replies may come in any order and never set it back.
-    known: watch::Sender<Known>,
-}
-
-#[derive(Clone, Copy)]
-struct Known {
-    version: Version,
-    /// The lease is held before it, and lost from then on. Moved on only while it lies ahead, so
-    /// that what was lost once stays lost.
-    deadline: Instant,
-}
-
 impl Lease {
-    pub(super) fn new(
-        claim: Claim,
-        version: Version,
-        deadline: Instant,
-        runtime: Option<Handle>,
-        beats: bool,
-    ) -> Self {
-        let known = watch::Sender::new(Known { version, deadline });
-        let hold = Arc::new(Hold { claim, fence: version, known });
+    pub(super) fn new(claim: Claim, grant: Grant, runtime: Option<Handle>, beats: bool) -> Self {
+        let (value, ttl) = (Bytes::copy_from_slice(&claim.token), claim.ttl);
+        let hold = Arc::new(Hold::new(claim, grant, value, ttl));
         let heartbeat = beats.then(|| tokio::spawn(beat(Arc::clone(&hold))));
         Self { hold, heartbeat, runtime, released: false }
     }
@@ -90,7 +72,7 @@ impl Lease {
     /// # }
     /// ```
     pub fn fence(&self) -> u64 {
-        self.hold.fence.as_u64()
+        self.hold.fence().as_u64()
     }
 
     /// How long the lease is certain to be held if nothing is heard from the storage; zero if it is
@@ -137,16 +119,7 @@ impl Lease {
     ///
     /// Cancel safe; it changes nothing.
     pub fn lost(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
-        let mut known = self.hold.known.subscribe();
-        async move {
-            loop {
-                let deadline = known.borrow_and_update().deadline;
-                // In time and with the sender still there: the deadline was moved.
-                if !matches!(timeout_at(deadline, known.changed()).await, Ok(Ok(()))) {
-                    return;
-                }
-            }
-        }
+        self.hold.lost()
     }
 
     /// Asks for another full `ttl` from now.
@@ -183,7 +156,7 @@ impl Lease {
     pub async fn release(mut self) -> Result<bool> {
         let in_time = !self.is_lost();
         self.stop();
-        let cleared = timeout(self.hold.claim.ttl, self.hold.clear()).await;
+        let cleared = timeout(self.hold.claim().ttl, self.hold.clear()).await;
         let ours = cleared.unwrap_or_else(|_| Err(super::unanswered()))?;
         self.released = true;
         Ok(ours && in_time)
@@ -205,7 +178,7 @@ impl Drop for Lease {
         {
             let hold = Arc::clone(&self.hold);
             // Without an answer within the `ttl` the entry has ended by itself.
-            drop(runtime.spawn(async move { timeout(hold.claim.ttl, hold.clear()).await }));
+            drop(runtime.spawn(async move { timeout(hold.claim().ttl, hold.clear()).await }));
         }
     }
 }
@@ -213,74 +186,9 @@ impl Drop for Lease {
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease")
-            .field("key", &self.hold.claim)
+            .field("key", self.hold.claim())
             .field("fence", &self.fence())
             .field("remaining", &self.remaining())
             .finish_non_exhaustive()
-    }
-}
-
-impl Hold {
-    fn deadline(&self) -> Instant {
-        self.known.borrow().deadline
-    }
-
-    async fn extend(&self) -> Result<Extension> {
-        let Known { version, deadline } = *self.known.borrow();
-        if deadline <= Instant::now() {
-            return Ok(Extension::Lost);
-        }
-        let write = self.claim.write(When::Version(version));
-        match timeout_at(deadline, write).await {
-            Ok(Ok(Standing::Ours { version, until })) => Ok(self.learn(version, until)),
-            Ok(Ok(Standing::NotOurs { .. })) => {
-                self.lose();
-                Ok(Extension::Lost)
-            }
-            Ok(Err(error)) => Err(error),
-            // Another call may have extended the lease meanwhile.
-            Err(_) if Instant::now() < self.deadline() => Err(super::unanswered()),
-            Err(_) => Ok(Extension::Lost),
-        }
-    }
-
-    fn learn(&self, version: Version, until: Instant) -> Extension {
-        let mut answer = Extension::Lost;
-        self.known.send_if_modified(|known| {
-            known.version = known.version.max(version);
-            let moved = until > known.deadline;
-            // After the deadline `lost` has resolved, and nothing makes that undone.
-            if Instant::now() < known.deadline {
-                answer = Extension::Extended;
-                known.deadline = known.deadline.max(until);
-                moved
-            } else {
-                false
-            }
-        });
-        answer
-    }
-
-    fn lose(&self) {
-        self.known.send_modify(|known| known.deadline = known.deadline.min(Instant::now()));
-    }
-
-    async fn clear(&self) -> Result<bool> {
-        let version = self.known.borrow().version;
-        self.claim.clear(Some(version)).await
-    }
-}
-
-/// Extends at every third of the `ttl`, so that two beats may fail before the lease is lost.
-async fn beat(hold: Arc<Hold>) {
-    let interval = hold.claim.ttl / 3;
-    let mut pause = interval;
-    loop {
-        sleep(pause).await;
-        pause = match timeout(interval, hold.extend()).await {
-            Ok(Ok(Extension::Extended)) => interval,
-            Ok(Ok(Extension::Lost)) => return,
-            Ok(Err(_)) | Err(_) => interval / 4,
-        };
     }
 }

@@ -58,10 +58,16 @@
 mod acquire;
 mod claim;
 mod guard;
+mod hold;
 
 pub use self::{
     acquire::{Attempt, Leases},
     guard::{Extension, Lease},
+};
+#[cfg(feature = "idempotency")]
+pub(crate) use self::{
+    claim::{Claim, Grant, Standing, Token},
+    hold::{Finish, Hold, beat},
 };
 use crate::storage::{Error, ErrorKind};
 

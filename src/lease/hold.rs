@@ -1,0 +1,178 @@
+//! A claim that was granted, for as long as it is known to be.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{RwLock, watch},
+    time::{Instant, sleep, timeout, timeout_at},
+};
+
+use super::{
+    claim::{Claim, Grant, Standing, usable},
+    guard::Extension,
+};
+use crate::storage::{Entry, Result, Version, When};
+
+/// A claim that was granted.
+///
+/// The entry may outlive the lease: the others then judge by its age whether the holder is gone.
+pub(crate) struct Hold {
+    claim: Claim,
+    fence: Version,
+    /// How long the others wait after the last write.
+    lease: Duration,
+    /// What an extension writes. Extensions may overlap with one another, not with a change of it.
+    value: RwLock<Bytes>,
+    /// What is known of the entry. Replies may come in any order and never set it back.
+    known: watch::Sender<Known>,
+}
+
+#[derive(Clone, Copy)]
+struct Known {
+    version: Version,
+    /// The lease is held before it, and lost from then on. Moved on only while it lies ahead, so
+    /// that what was lost once stays lost.
+    deadline: Instant,
+}
+
+/// What became of the last write of a hold.
+pub(crate) enum Finish {
+    /// It was written.
+    Written,
+    /// The key is somebody else's, or nobody's, by now.
+    NotOurs(Option<Entry>),
+}
+
+impl Hold {
+    /// A claim whose entry holds this value, and whose lease is so long.
+    pub(crate) fn new(claim: Claim, grant: Grant, value: Bytes, lease: Duration) -> Self {
+        let known = Known { version: grant.version, deadline: grant.sent + sure(&grant, lease) };
+        let known = watch::Sender::new(known);
+        Self { claim, fence: grant.version, lease, value: RwLock::new(value), known }
+    }
+
+    pub(crate) fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    /// The version of the entry when it was claimed.
+    pub(crate) fn fence(&self) -> Version {
+        self.fence
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.known.borrow().deadline
+    }
+
+    /// Resolves when the lease is lost.
+    pub(crate) fn lost(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        let mut known = self.known.subscribe();
+        async move {
+            loop {
+                let deadline = known.borrow_and_update().deadline;
+                // In time and with the sender still there: the deadline was moved.
+                if !matches!(timeout_at(deadline, known.changed()).await, Ok(Ok(()))) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Asks for another full lease from now.
+    pub(crate) async fn extend(&self) -> Result<Extension> {
+        let value = self.value.read().await;
+        self.write(value.clone()).await
+    }
+
+    /// The same, with another value from now on. After an error the old one counts.
+    pub(crate) async fn change(&self, value: Bytes) -> Result<Extension> {
+        let mut current = self.value.write().await;
+        let extension = self.write(value.clone()).await?;
+        if extension == Extension::Extended {
+            *current = value;
+        }
+        Ok(extension)
+    }
+
+    async fn write(&self, value: Bytes) -> Result<Extension> {
+        let Known { version, deadline } = *self.known.borrow();
+        if deadline <= Instant::now() {
+            return Ok(Extension::Lost);
+        }
+        let write = self.claim.write(When::Version(version), value);
+        match timeout_at(deadline, write).await {
+            Ok(Ok(Standing::Ours(grant))) => Ok(self.learn(grant)),
+            Ok(Ok(Standing::NotOurs(_))) => {
+                self.lose();
+                Ok(Extension::Lost)
+            }
+            Ok(Err(error)) => Err(error),
+            // Another call may have extended the lease meanwhile.
+            Err(_) if Instant::now() < self.deadline() => Err(super::unanswered()),
+            Err(_) => Ok(Extension::Lost),
+        }
+    }
+
+    fn learn(&self, grant: Grant) -> Extension {
+        let until = grant.sent + sure(&grant, self.lease);
+        let mut answer = Extension::Lost;
+        self.known.send_if_modified(|known| {
+            known.version = known.version.max(grant.version);
+            let moved = until > known.deadline;
+            // After the deadline `lost` has resolved, and nothing makes that undone.
+            if Instant::now() < known.deadline {
+                answer = Extension::Extended;
+                known.deadline = known.deadline.max(until);
+                moved
+            } else {
+                false
+            }
+        });
+        answer
+    }
+
+    pub(crate) fn lose(&self) {
+        self.known.send_modify(|known| known.deadline = known.deadline.min(Instant::now()));
+    }
+
+    /// Writes what remains of the claim, also when its lease is over: nobody else's is overwritten.
+    /// May be tried again after an error.
+    pub(crate) async fn finish(&self, value: Bytes) -> Result<Finish> {
+        let _alone = self.value.write().await;
+        let version = self.known.borrow().version;
+        match self.claim.write(When::Version(version), value).await? {
+            Standing::Ours(grant) => {
+                self.known.send_modify(|known| known.version = known.version.max(grant.version));
+                Ok(Finish::Written)
+            }
+            Standing::NotOurs(entry) => Ok(Finish::NotOurs(entry)),
+        }
+    }
+
+    /// Ends the claim and its entry, and says whether that was still the claim's.
+    pub(crate) async fn clear(&self) -> Result<bool> {
+        let version = self.known.borrow().version;
+        self.claim.clear(Some(version)).await
+    }
+}
+
+/// How long the lease is certain to be held from when the storage was asked: until it is over, or
+/// until the entry is.
+fn sure(grant: &Grant, lease: Duration) -> Duration {
+    usable(grant.left.min(lease.saturating_sub(grant.age)))
+}
+
+/// Extends at every third of the lease, so that two beats may fail before it is lost.
+pub(crate) async fn beat(hold: Arc<Hold>) {
+    let interval = hold.lease / 3;
+    let mut pause = interval;
+    loop {
+        sleep(pause).await;
+        pause = match timeout(interval, hold.extend()).await {
+            Ok(Ok(Extension::Extended)) => interval,
+            Ok(Ok(Extension::Lost)) => return,
+            Ok(Err(_)) | Err(_) => interval / 4,
+        };
+    }
+}
