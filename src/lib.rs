@@ -6,11 +6,16 @@
 #[macro_use]
 mod macros;
 
-#[cfg(any(feature = "rate-limit", feature = "session"))]
+#[cfg(any(
+    feature = "rate-limit",
+    feature = "cache",
+    feature = "session",
+    feature = "idempotency"
+))]
 mod body;
 #[cfg(feature = "cache")]
 pub mod cache;
-#[cfg(any(feature = "cache", feature = "session"))]
+#[cfg(any(feature = "cache", feature = "session", feature = "idempotency"))]
 mod checksum;
 mod clock;
 #[cfg(feature = "conformance")]
@@ -23,13 +28,20 @@ pub mod lease;
 pub mod marks;
 #[cfg(any(feature = "rate-limit", feature = "cache"))]
 mod number;
-#[cfg(any(feature = "rate-limit", feature = "cache", feature = "session"))]
+#[cfg(any(
+    feature = "rate-limit",
+    feature = "cache",
+    feature = "session",
+    feature = "idempotency"
+))]
 // Some kinds of problems belong to one layer.
 #[cfg_attr(not(feature = "rate-limit"), allow(dead_code))]
 mod problem;
 pub mod quota;
 #[cfg(feature = "rate-limit")]
 pub mod rate_limit;
+#[cfg(any(feature = "cache", feature = "idempotency"))]
+mod service;
 #[cfg(feature = "session")]
 pub mod session;
 pub mod storage;

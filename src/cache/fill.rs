@@ -1,12 +1,11 @@
 //! Asking the handler, and storing its answer: in a task of its own, which goes on when the client
 //! that caused it has gone.
 
-mod chunks;
 mod client;
 mod draft;
 
 use std::{
-    future::{Future, poll_fn},
+    future::Future,
     hash::{BuildHasher, Hasher, RandomState},
     pin::pin,
     sync::Arc,
@@ -24,13 +23,11 @@ use tower_service::Service;
 
 pub(super) use self::draft::jittered;
 use self::{
-    chunks::{Chunks, End, now_or_later},
     client::{Client, condition},
     draft::{Draft, INNER_CACHE, NotStored, TOO_LARGE, content_length},
 };
 use super::{
     CacheTags, Outcome, Policy, ResponseBody, Source,
-    body::Piece,
     control::{self, Forward, Reuse, Wishes},
     entry::{Stored, StoredResponse},
     flight::{Landing, Leader},
@@ -41,7 +38,15 @@ use super::{
     shelf::{Found, Looked, variant},
     turn::Queue,
 };
-use crate::{lease::Lease, storage::Storage};
+use crate::{
+    body::{
+        chunks::{Chunks, End, now_or_later},
+        live::Piece,
+    },
+    lease::Lease,
+    service::oneshot,
+    storage::Storage,
+};
 
 /// One request to the handler whose answer may be stored.
 pub(super) struct Fill {
@@ -557,18 +562,6 @@ enum Turn {
     Ours(Option<Lease>),
     /// Somebody else has filled it; this is its time to live.
     Done(i64),
-}
-
-/// Calls a service when it is ready.
-pub(super) async fn oneshot<S, B>(
-    mut service: S,
-    request: Request<B>,
-) -> Result<S::Response, S::Error>
-where
-    S: Service<Request<B>>,
-{
-    poll_fn(|cx| service.poll_ready(cx)).await?;
-    service.call(request).await
 }
 
 /// A task that belongs to the request which causes it, for those who trace.

@@ -85,7 +85,6 @@
 //! names one, and the path and query as they were sent, and is kept with the answer and compared. Tags and groups count in answers only. An
 //! `Age`, a fast answer and `Cache-Status` tell a client that somebody was there before.
 
-mod body;
 mod control;
 mod entry;
 mod fill;
@@ -106,7 +105,6 @@ mod turn;
 mod value;
 
 pub use self::{
-    body::{BodyError, ResponseBody},
     future::ResponseFuture,
     handle::{CacheHandle, CacheHandleBuilder},
     key::Query,
@@ -118,3 +116,4 @@ pub use self::{
     tags::{CacheTags, TagForwarding},
     value::{FillError, Keep},
 };
+pub use crate::body::live::{BodyError, ResponseBody};

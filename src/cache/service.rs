@@ -17,7 +17,7 @@ use tower_service::Service;
 use super::{
     CacheHandle, Outcome, Policy, ResponseBody, ResponseFuture, Source,
     control::{self, Entrance, Forward, Reuse, Wishes},
-    fill::{self, Fill, oneshot},
+    fill::{self, Fill},
     flight::{Boarding, Landing, Moment},
     handle::Landed,
     key::{CacheKey, host, target},
@@ -30,6 +30,7 @@ use super::{
 use crate::{
     RequestHead,
     marks::SessionMark,
+    service::oneshot,
     storage::{Result as StorageResult, Tag, at_once},
 };
 

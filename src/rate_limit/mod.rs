@@ -144,4 +144,4 @@ pub use self::{
     settle::{Cost, ResponseHead, Settlement},
     tier::Tiers,
 };
-pub use crate::body::ResponseBody;
+pub use crate::body::plain::ResponseBody;

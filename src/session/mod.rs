@@ -187,6 +187,6 @@ pub use self::{
     token::SessionToken,
     value::{ReadSession, Session},
 };
-pub use crate::body::ResponseBody;
+pub use crate::body::plain::ResponseBody;
 /// The type of public ids, so that handlers need no dependency of their own for it.
 pub use uuid::Uuid;

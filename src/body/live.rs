@@ -1,4 +1,4 @@
-//! The body of a response that came through the cache.
+//! The body of a response whose handler runs in a task of its own.
 
 use std::{
     fmt,
@@ -13,8 +13,8 @@ use pin_project_lite::pin_project;
 use tokio::sync::mpsc;
 
 pin_project! {
-    /// The body of a response that came through the cache: the handler's own, a stored one, or one
-    /// that is being stored while it is sent.
+    /// The body of a response that came through a layer which stores responses: the handler's own, a
+    /// stored one, or one that is being stored while it is sent.
     pub struct ResponseBody<R>
     where
         R: Body,
@@ -39,7 +39,7 @@ pin_project! {
 }
 
 /// What the task that stores a body passes on to who asked for it.
-pub(super) enum Piece<R: Body> {
+pub(crate) enum Piece<R: Body> {
     Data(Bytes),
     Trailers(HeaderMap),
     /// The body has come to its end.
@@ -80,15 +80,15 @@ fn failed(error: impl Into<BoxError>) -> BodyError {
 }
 
 impl<R: Body> ResponseBody<R> {
-    pub(super) fn inner(body: R) -> Self {
+    pub(crate) fn inner(body: R) -> Self {
         Self { state: State::Inner { body } }
     }
 
-    pub(super) fn whole(bytes: Bytes) -> Self {
+    pub(crate) fn whole(bytes: Bytes) -> Self {
         Self { state: State::Whole { bytes: Some(bytes) } }
     }
 
-    pub(super) fn live(pieces: mpsc::UnboundedReceiver<Piece<R>>, size: SizeHint) -> Self {
+    pub(crate) fn live(pieces: mpsc::UnboundedReceiver<Piece<R>>, size: SizeHint) -> Self {
         Self { state: State::Live { pieces, left: size } }
     }
 }
@@ -178,7 +178,7 @@ fn outer_frame<D: Buf, E: Into<BoxError>>(
 }
 
 /// Without copying, if it is `Bytes` already.
-pub(super) fn into_bytes(mut data: impl Buf) -> Bytes {
+pub(crate) fn into_bytes(mut data: impl Buf) -> Bytes {
     data.copy_to_bytes(data.remaining())
 }
 

@@ -10,17 +10,17 @@ use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Body;
 
-use crate::cache::body::into_bytes;
+use super::live::into_bytes;
 
 /// What has been read of a body.
 #[derive(Default)]
-pub(super) struct Chunks {
-    pub(super) chunks: Vec<Bytes>,
-    pub(super) length: usize,
+pub(crate) struct Chunks {
+    pub(crate) chunks: Vec<Bytes>,
+    pub(crate) length: usize,
 }
 
 /// How reading a body has ended.
-pub(super) enum End<E> {
+pub(crate) enum End<E> {
     Whole,
     Trailers(HeaderMap),
     TooLong,
@@ -29,7 +29,7 @@ pub(super) enum End<E> {
 
 impl Chunks {
     /// Reads on. Dropped, it has lost nothing.
-    pub(super) async fn read<R: Body>(
+    pub(crate) async fn read<R: Body>(
         &mut self,
         body: &mut Pin<Box<R>>,
         max: usize,
@@ -58,7 +58,7 @@ impl Chunks {
     }
 
     /// All of it, without a copy if it came in one.
-    pub(super) fn join(&mut self) -> Bytes {
+    pub(crate) fn join(&mut self) -> Bytes {
         if let [whole] = &self.chunks[..] {
             return whole.clone();
         }
@@ -69,7 +69,7 @@ impl Chunks {
 }
 
 /// What the future has to say at its first poll, if it has.
-pub(super) async fn now_or_later<T>(future: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn now_or_later<T>(future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     poll_fn(|cx: &mut Context<'_>| {
         Poll::Ready(match future.as_mut().poll(cx) {
