@@ -50,6 +50,16 @@ impl<'a> RequestHead<'a> {
         self.uri
     }
 
+    /// The target as the client sent it.
+    #[cfg(any(feature = "cache", feature = "idempotency"))]
+    pub(crate) fn target(&self) -> &'a Uri {
+        #[cfg(feature = "axum")]
+        if let Some(original) = self.extensions.get::<axum::extract::OriginalUri>() {
+            return &original.0;
+        }
+        self.uri
+    }
+
     /// The header fields.
     pub fn headers(&self) -> &'a HeaderMap {
         self.headers

@@ -102,7 +102,7 @@ impl KeyRule {
     pub(crate) fn key(&self, head: RequestHead<'_>) -> Option<CacheKey> {
         let mut key = Part::new();
         key.push(&[RESPONSE, self.query.kind()]);
-        let target = target(head);
+        let target = head.target();
         key.push_origin(head, target)?;
         key.push_target(target, &self.query);
         key.push_rewritten(target, head.uri(), &self.query);
@@ -138,18 +138,9 @@ impl KeyRule {
     }
 }
 
-/// The target as the client sent it: under `Router::nest` axum shortens the request's own.
-pub(crate) fn target<'a>(head: RequestHead<'a>) -> &'a Uri {
-    #[cfg(feature = "axum")]
-    if let Some(original) = head.extensions().get::<axum::extract::OriginalUri>() {
-        return &original.0;
-    }
-    head.uri()
-}
-
 /// The host that a request is for, in lower case. None if it names none, or several.
 pub(crate) fn host(head: RequestHead<'_>) -> Option<Vec<u8>> {
-    let host = match target(head).authority() {
+    let host = match head.target().authority() {
         Some(authority) => split_user(authority.as_str()).1.as_bytes(),
         None => host_line(head).ok()??,
     };

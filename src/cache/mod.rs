@@ -89,7 +89,6 @@ mod control;
 mod entry;
 mod fill;
 mod flight;
-mod future;
 mod handle;
 mod key;
 mod layer;
@@ -105,7 +104,6 @@ mod turn;
 mod value;
 
 pub use self::{
-    future::ResponseFuture,
     handle::{CacheHandle, CacheHandleBuilder},
     key::Query,
     layer::CacheLayer,
@@ -116,4 +114,7 @@ pub use self::{
     tags::{CacheTags, TagForwarding},
     value::{FillError, Keep},
 };
-pub use crate::body::live::{BodyError, ResponseBody};
+pub use crate::{
+    body::live::{BodyError, ResponseBody},
+    service::ResponseFuture,
+};

@@ -20,7 +20,7 @@ use super::{
     fill::{self, Fill},
     flight::{Boarding, Landing, Moment},
     handle::Landed,
-    key::{CacheKey, host, target},
+    key::{CacheKey, host},
     outcome::STALE_IF_ERROR,
     purge::Purge,
     reply,
@@ -463,7 +463,7 @@ where
     R: Body,
 {
     let method = request.method().clone();
-    let target = target(RequestHead::new(&request)).clone();
+    let target = RequestHead::new(&request).target().clone();
     let host = host(RequestHead::new(&request)).unwrap_or_default();
     let mut unanswered = Unanswered {
         rules: Arc::clone(&rules),

@@ -46,7 +46,7 @@ impl Client {
         let head = RequestHead::new(request);
         let mut derived = policy.tags.clone();
         derived.extend(policy.request_tags.iter().flat_map(|tags| tags(head)));
-        let mut implicit = vec![tag::uri(&policy.key.resource(key::target(head)))];
+        let mut implicit = vec![tag::uri(&policy.key.resource(head.target()))];
         let host = key::host(head);
         implicit.extend(host.as_deref().map(tag::host));
         #[cfg(feature = "axum")]
