@@ -10,12 +10,14 @@ mod macros;
 mod body;
 #[cfg(feature = "cache")]
 pub mod cache;
-#[cfg(any(feature = "cache", feature = "session"))]
+#[cfg(any(feature = "cache", feature = "idempotency", feature = "session"))]
 mod checksum;
 mod clock;
 #[cfg(feature = "conformance")]
 #[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
 pub mod conformance;
+#[cfg(any(feature = "cache", feature = "idempotency"))]
+mod envelope;
 mod head;
 #[cfg(feature = "idempotency")]
 pub mod idempotency;
