@@ -21,6 +21,8 @@ mod clock;
 #[cfg(feature = "conformance")]
 #[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
 pub mod conformance;
+#[cfg(any(feature = "cache", feature = "idempotency"))]
+mod envelope;
 mod head;
 #[cfg(feature = "idempotency")]
 pub mod idempotency;

@@ -24,19 +24,20 @@
 //! The checksum is of the head alone. It is against accidents: whoever can write to the storage can
 //! also write a body.
 
-mod body;
-mod names;
 #[cfg(test)]
 mod tests;
 
 use std::{fmt, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 
-pub(crate) use self::body::Compression;
 use super::{control::Freshness, key::CacheKey, tags::TagList};
-use crate::checksum::checksum;
+pub(crate) use crate::envelope::{DecodeError, body::Compression};
+use crate::{
+    checksum::checksum,
+    envelope::{self, Fixed, Reader, put_length, put_name},
+};
 
 const MAGIC: [u8; 3] = *b"tkc";
 const VERSION: u8 = 1;
@@ -82,19 +83,6 @@ pub(crate) struct StoredValue {
     pub(crate) bytes: Bytes,
 }
 
-/// Why the bytes under a key are not served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum DecodeError {
-    /// Written by another version or other features of this crate: left for those who can read it.
-    OtherVersion,
-    /// An entry, but of another key.
-    OtherKey,
-    /// Not what was written.
-    Damaged,
-    /// The body is larger than this cache serves.
-    TooLarge,
-}
-
 impl fmt::Debug for Stored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -137,17 +125,11 @@ pub(crate) fn encode(stored: &Stored, key: &CacheKey, compression: Option<Compre
             (VALUE, 0, 0, (freshness, *fill_time, tags, bytes))
         }
     };
-    let compressed = body::compress(body, compression);
-    let (coding, payload) = match &compressed {
-        Some((coding, payload)) => (*coding, &payload[..]),
-        None => (body::PLAIN, &body[..]),
-    };
+    let (coding, payload) = envelope::body::encode(body, compression);
     let (key, tags) = (key.as_bytes(), tags.encoded());
 
     let fields = match stored {
-        Stored::Response(response) => {
-            response.headers.iter().map(|(_, value)| 24 + value.len()).sum()
-        }
+        Stored::Response(response) => envelope::fields_room(&response.headers),
         Stored::Variants(_) => 256,
         Stored::Value(_) => 0,
     };
@@ -175,13 +157,7 @@ pub(crate) fn encode(stored: &Stored, key: &CacheKey, compression: Option<Compre
     out.put_slice(key);
     out.put_slice(tags);
     match stored {
-        Stored::Response(response) => {
-            for (name, value) in &response.headers {
-                put_name(&mut out, name);
-                put_length(&mut out, value.len() << 1 | usize::from(value.is_sensitive()));
-                out.put_slice(value.as_bytes());
-            }
-        }
+        Stored::Response(response) => envelope::put_fields(&mut out, &response.headers),
         Stored::Variants(lists) => {
             for list in &lists[..count] {
                 put_length(&mut out, list.len());
@@ -194,7 +170,7 @@ pub(crate) fn encode(stored: &Stored, key: &CacheKey, compression: Option<Compre
     out[HEAD_LENGTH..HEAD_LENGTH + 4].copy_from_slice(&(head as u32).to_be_bytes());
     let checksum = checksum(&out[CHECKED_FROM..]);
     out[4..CHECKED_FROM].copy_from_slice(&checksum.to_be_bytes());
-    out.put_slice(payload);
+    out.put_slice(&payload);
     out.freeze()
 }
 
@@ -214,7 +190,7 @@ static NOT_TIMED: Freshness = Freshness {
 
 /// What the envelope holds, if it is of this key and its body is no larger than that.
 pub(crate) fn decode(value: Bytes, key: &CacheKey, max_body: usize) -> Result<Stored, DecodeError> {
-    use DecodeError::{Damaged, OtherKey, OtherVersion, TooLarge};
+    use DecodeError::{Damaged, OtherKey, OtherVersion};
 
     match value.split_first_chunk() {
         Some((&MAGIC, [VERSION, ..])) => {}
@@ -233,7 +209,7 @@ pub(crate) fn decode(value: Bytes, key: &CacheKey, max_body: usize) -> Result<St
     }
 
     let [kind, coding, flags] = fixed.array()?;
-    let status = u16::from_be_bytes(fixed.array()?);
+    let status = fixed.u16()?;
     let (count, key_length, tags_length) = (fixed.u32()?, fixed.u32()?, fixed.u32()?);
     fixed.u32()?; // the length of the head
     let (stored_length, body_length) = (fixed.u64()?, fixed.u64()?);
@@ -249,29 +225,28 @@ pub(crate) fn decode(value: Bytes, key: &CacheKey, max_body: usize) -> Result<St
         heuristic: flags & HEURISTIC != 0,
     };
     let fill_time = duration()?;
-    let mut head = Reader { value: &value, at: FIXED, end: head_length };
-    if head.bytes(key_length)? != key.as_bytes() {
+    let mut head = Reader::new(&value, FIXED, head_length);
+    if head.bytes(key_length as usize)? != key.as_bytes() {
         return Err(OtherKey);
     }
-    let tags = TagList::decode(head.slice(tags_length)?).ok_or(Damaged)?;
+    let tags = TagList::decode(head.slice(tags_length as usize)?).ok_or(Damaged)?;
     if stored_length != (value.len() - head_length) as u64 {
         return Err(Damaged);
     }
     let body = |max_body: usize| {
-        let length = usize::try_from(body_length).ok().filter(|length| *length <= max_body);
-        body::expand(coding, value.slice(head_length..), length.ok_or(TooLarge)?)
+        envelope::body::decode(coding, value.slice(head_length..), body_length, max_body)
     };
 
     let stored = match kind {
         RESPONSE => {
             let status = StatusCode::from_u16(status).map_err(|_| Damaged)?;
-            let headers = head.fields(count)?;
+            let headers = head.fields(count as usize)?;
             let body = body(max_body)?;
             Stored::Response(StoredResponse { status, headers, freshness, fill_time, tags, body })
         }
         VARIANTS => {
             body(0)?;
-            Stored::Variants(head.lists(count)?)
+            Stored::Variants(lists(&mut head, count as usize)?)
         }
         VALUE => {
             let bytes = body(max_body)?;
@@ -279,7 +254,7 @@ pub(crate) fn decode(value: Bytes, key: &CacheKey, max_body: usize) -> Result<St
         }
         _ => return Err(OtherVersion),
     };
-    if head.at == head.end { Ok(stored) } else { Err(Damaged) }
+    if head.is_at_end() { Ok(stored) } else { Err(Damaged) }
 }
 
 const ALWAYS_REVALIDATE: u8 = 1;
@@ -295,136 +270,14 @@ fn flags(freshness: &Freshness) -> u8 {
         | flag(freshness.heuristic, HEURISTIC)
 }
 
-fn put_name(out: &mut BytesMut, name: &HeaderName) {
-    let code = names::code(name);
-    out.put_u8(code);
-    if code == names::SPELLED_OUT {
-        put_length(out, name.as_str().len());
-        out.put_slice(name.as_str().as_bytes());
+fn lists(head: &mut Reader<'_>, count: usize) -> Result<Vec<Box<[HeaderName]>>, DecodeError> {
+    if count > MOST_VARY_LISTS {
+        return Err(DecodeError::Damaged);
     }
-}
-
-/// Seven bits a byte, the lowest first.
-fn put_length(out: &mut BytesMut, mut length: usize) {
-    while length >= 0x80 {
-        out.put_u8(length as u8 | 0x80);
-        length >>= 7;
-    }
-    out.put_u8(length as u8);
-}
-
-/// Reads the numbers that every head begins with. Always inlined: all lengths are then known, and
-/// nothing has to be checked.
-struct Fixed<'a>(&'a [u8]);
-
-impl Fixed<'_> {
-    #[inline(always)]
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
-        let (array, rest) = self.0.split_first_chunk().ok_or(DecodeError::Damaged)?;
-        self.0 = rest;
-        Ok(*array)
-    }
-
-    #[inline(always)]
-    fn u32(&mut self) -> Result<usize, DecodeError> {
-        Ok(u32::from_be_bytes(self.array()?) as usize)
-    }
-
-    #[inline(always)]
-    fn u64(&mut self) -> Result<u64, DecodeError> {
-        Ok(u64::from_be_bytes(self.array()?))
-    }
-}
-
-/// Reads the rest of a head, and never past its end.
-struct Reader<'a> {
-    value: &'a Bytes,
-    at: usize,
-    end: usize,
-}
-
-impl Reader<'_> {
-    /// Steps over that many bytes, and says where they start.
-    #[inline]
-    fn skip(&mut self, count: usize) -> Result<usize, DecodeError> {
-        if count > self.end - self.at {
-            return Err(DecodeError::Damaged);
-        }
-        self.at += count;
-        Ok(self.at - count)
-    }
-
-    #[inline]
-    fn bytes(&mut self, count: usize) -> Result<&[u8], DecodeError> {
-        let start = self.skip(count)?;
-        Ok(&self.value[start..self.at])
-    }
-
-    #[inline]
-    fn slice(&mut self, count: usize) -> Result<Bytes, DecodeError> {
-        let start = self.skip(count)?;
-        Ok(self.value.slice(start..self.at))
-    }
-
-    #[inline]
-    fn byte(&mut self) -> Result<u8, DecodeError> {
-        let at = self.skip(1)?;
-        Ok(self.value[at])
-    }
-
-    #[inline]
-    fn length(&mut self) -> Result<usize, DecodeError> {
-        let mut length = 0;
-        for shift in (0..usize::BITS - 7).step_by(7) {
-            let byte = self.byte()?;
-            length |= usize::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Ok(length);
-            }
-        }
-        Err(DecodeError::Damaged)
-    }
-
-    #[inline]
-    fn name(&mut self) -> Result<HeaderName, DecodeError> {
-        match self.byte()? {
-            names::SPELLED_OUT => {
-                let length = self.length()?;
-                HeaderName::from_lowercase(self.bytes(length)?).map_err(|_| DecodeError::Damaged)
-            }
-            // A name that a later release has added.
-            code => names::name(code).ok_or(DecodeError::OtherVersion),
-        }
-    }
-
-    fn fields(&mut self, count: usize) -> Result<HeaderMap, DecodeError> {
-        // A field takes two bytes or more.
-        if count > (self.end - self.at) / 2 {
-            return Err(DecodeError::Damaged);
-        }
-        // An answer adds `Age`, `Content-Length` and `Cache-Status`, and should not have to grow it.
-        let mut headers =
-            HeaderMap::try_with_capacity(count + 3).map_err(|_| DecodeError::Damaged)?;
-        for _ in 0..count {
-            let name = self.name()?;
-            let length = self.length()?;
-            let mut value = HeaderValue::from_maybe_shared(self.slice(length >> 1)?)
-                .map_err(|_| DecodeError::Damaged)?;
-            value.set_sensitive(length & 1 == 1);
-            headers.try_append(name, value).map_err(|_| DecodeError::Damaged)?;
-        }
-        Ok(headers)
-    }
-
-    fn lists(&mut self, count: usize) -> Result<Vec<Box<[HeaderName]>>, DecodeError> {
-        if count > MOST_VARY_LISTS {
-            return Err(DecodeError::Damaged);
-        }
-        (0..count)
-            .map(|_| {
-                let names = self.length()?;
-                (0..names).map(|_| self.name()).collect()
-            })
-            .collect()
-    }
+    (0..count)
+        .map(|_| {
+            let names = head.length()?;
+            (0..names).map(|_| head.name()).collect()
+        })
+        .collect()
 }

@@ -27,9 +27,6 @@ const REMEMBERED_MISSES: usize = 65_536;
 const DEFAULT_HIT_FOR_MISS: Duration = Duration::from_secs(30);
 const DEFAULT_REFRESHES: usize = 32;
 const DEFAULT_OUTAGE_CONCURRENCY: usize = 128;
-/// Of zstd: fast, and most of what there is to gain.
-#[cfg(feature = "zstd")]
-const COMPRESSION_LEVEL: i32 = 3;
 
 /// The cache outside of requests: to purge, and to keep values.
 ///
@@ -389,7 +386,7 @@ impl CacheHandleBuilder {
     #[cfg(feature = "zstd")]
     #[cfg_attr(docsrs, doc(cfg(feature = "zstd")))]
     pub fn with_compression(mut self, at_least: usize) -> Self {
-        self.compress = Some(Compression { level: COMPRESSION_LEVEL, minimum: at_least });
+        self.compress = Some(Compression::at_least(at_least));
         self
     }
 

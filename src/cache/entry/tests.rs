@@ -1,9 +1,10 @@
-use http::header;
+use http::{HeaderValue, header};
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::{
     cache::tags::{CacheTags, TagRule},
+    envelope::names,
     storage::Identity,
 };
 

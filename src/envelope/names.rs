@@ -1,4 +1,4 @@
-//! Names of header fields that an entry spells with one byte.
+//! Names of header fields that are stored as one byte.
 
 use http::{HeaderName, header};
 
@@ -80,14 +80,14 @@ static NAMES: [HeaderName; 72] = [
 ];
 
 /// The code of names that are spelled out.
-pub(super) const SPELLED_OUT: u8 = 0;
+pub(crate) const SPELLED_OUT: u8 = 0;
 
-pub(super) fn code(name: &HeaderName) -> u8 {
+pub(crate) fn code(name: &HeaderName) -> u8 {
     let place = NAMES.iter().position(|known| known == name);
     place.map_or(SPELLED_OUT, |place| place as u8 + 1)
 }
 
-pub(super) fn name(code: u8) -> Option<HeaderName> {
+pub(crate) fn name(code: u8) -> Option<HeaderName> {
     NAMES.get(usize::from(code).checked_sub(1)?).cloned()
 }
 
