@@ -33,6 +33,7 @@ pub mod rate_limit;
 #[cfg(feature = "session")]
 pub mod session;
 pub mod storage;
+mod tasks;
 
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
