@@ -6,7 +6,7 @@ mod client;
 mod draft;
 
 use std::{
-    future::{Future, poll_fn},
+    future::poll_fn,
     hash::{BuildHasher, Hasher, RandomState},
     pin::pin,
     sync::Arc,
@@ -88,7 +88,8 @@ impl Fill {
         R::Error: Send,
     {
         let (reply, answer) = channel::channel();
-        spawn(self.fill(inner, request, reply, false));
+        let rules = Arc::clone(&self.rules);
+        rules.handle.shared.tasks().spawn(self.fill(inner, request, reply, false));
         // Without a reply the handler has panicked, in a task where that ends no connection.
         answer.await.unwrap_or_else(|_| {
             Ok(reply::problem(StatusCode::INTERNAL_SERVER_ERROR, "the handler has panicked"))
@@ -107,7 +108,8 @@ impl Fill {
         R::Error: Send,
     {
         let patience = self.rules.policy.fill_timeout;
-        spawn(async move {
+        let rules = Arc::clone(&self.rules);
+        rules.handle.shared.tasks().spawn(async move {
             let (reply, _answer) = channel::channel();
             let mut fill = pin!(self.fill(inner, request, reply, true));
             // A handler that hangs must not keep others from being renewed.
@@ -569,13 +571,6 @@ where
 {
     poll_fn(|cx| service.poll_ready(cx)).await?;
     service.call(request).await
-}
-
-/// A task that belongs to the request which causes it, for those who trace.
-pub(super) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
-    #[cfg(feature = "tracing")]
-    let task = tracing::Instrument::in_current_span(task);
-    tokio::spawn(task);
 }
 
 /// The statuses for which RFC 5861 §4 gives a stale answer.

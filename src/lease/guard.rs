@@ -60,6 +60,7 @@ impl Lease {
     ) -> Self {
         let known = watch::Sender::new(Known { version, deadline });
         let hold = Arc::new(Hold { claim, fence: version, known });
+        // Not tracked: it ends with the lease, and whose lease it is decides when.
         let heartbeat = beats.then(|| tokio::spawn(beat(Arc::clone(&hold))));
         Self { hold, heartbeat, runtime, released: false }
     }
@@ -205,7 +206,8 @@ impl Drop for Lease {
         {
             let hold = Arc::clone(&self.hold);
             // Without an answer within the `ttl` the entry has ended by itself.
-            drop(runtime.spawn(async move { timeout(hold.claim.ttl, hold.clear()).await }));
+            let clear = async move { timeout(hold.claim.ttl, hold.clear()).await };
+            drop(self.hold.claim.storage.tasks().spawn_on(clear, &runtime));
         }
     }
 }
