@@ -47,6 +47,7 @@ mod service;
 #[cfg(feature = "session")]
 pub mod session;
 pub mod storage;
+mod tasks;
 
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]

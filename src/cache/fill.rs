@@ -5,7 +5,11 @@ mod client;
 mod draft;
 
 use std::{
+<<<<<<< HEAD
     future::Future,
+=======
+    future::poll_fn,
+>>>>>>> tasks
     hash::{BuildHasher, Hasher, RandomState},
     pin::pin,
     sync::Arc,
@@ -93,7 +97,8 @@ impl Fill {
         R::Error: Send,
     {
         let (reply, answer) = channel::channel();
-        spawn(self.fill(inner, request, reply, false));
+        let rules = Arc::clone(&self.rules);
+        rules.handle.shared.tasks().spawn(self.fill(inner, request, reply, false));
         // Without a reply the handler has panicked, in a task where that ends no connection.
         answer.await.unwrap_or_else(|_| {
             Ok(reply::problem(StatusCode::INTERNAL_SERVER_ERROR, "the handler has panicked"))
@@ -112,7 +117,8 @@ impl Fill {
         R::Error: Send,
     {
         let patience = self.rules.policy.fill_timeout;
-        spawn(async move {
+        let rules = Arc::clone(&self.rules);
+        rules.handle.shared.tasks().spawn(async move {
             let (reply, _answer) = channel::channel();
             let mut fill = pin!(self.fill(inner, request, reply, true));
             // A handler that hangs must not keep others from being renewed.
@@ -564,11 +570,24 @@ enum Turn {
     Done(i64),
 }
 
+<<<<<<< HEAD
 /// A task that belongs to the request which causes it, for those who trace.
 pub(super) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     #[cfg(feature = "tracing")]
     let task = tracing::Instrument::in_current_span(task);
     tokio::spawn(task);
+=======
+/// Calls a service when it is ready.
+pub(super) async fn oneshot<S, B>(
+    mut service: S,
+    request: Request<B>,
+) -> Result<S::Response, S::Error>
+where
+    S: Service<Request<B>>,
+{
+    poll_fn(|cx| service.poll_ready(cx)).await?;
+    service.call(request).await
+>>>>>>> tasks
 }
 
 /// The statuses for which RFC 5861 §4 gives a stale answer.

@@ -6,7 +6,7 @@ use http::{HeaderName, uri::PathAndQuery};
 use quick_cache::sync::Cache;
 use tokio::{
     sync::Semaphore,
-    time::{Instant, sleep},
+    time::{Instant, timeout},
 };
 
 use super::{
@@ -20,7 +20,10 @@ use super::{
     shelf::{Found, Looked, Shelf},
     tags::stored as tag,
 };
-use crate::storage::{AnyStorage, Error, ErrorKind, Fence, Identity, Name, Result, Storage, Tag};
+use crate::{
+    storage::{AnyStorage, Error, ErrorKind, Fence, Identity, Name, Result, Storage, Tag},
+    tasks::Tasks,
+};
 
 /// How many targets are remembered to give answers that cannot be stored.
 const REMEMBERED_MISSES: usize = 65_536;
@@ -135,6 +138,11 @@ pub(super) struct Landed {
 }
 
 impl Shared {
+    /// What this cache does beside requests.
+    pub(super) fn tasks(&self) -> &Tasks {
+        self.shelf.storage.tasks()
+    }
+
     /// Leads the fill of what was not found, or follows another who saw the same. The lookup was begun
     /// at the moment.
     pub(super) fn board(
@@ -225,7 +233,8 @@ impl CacheHandle {
     /// Invalidates at once and, in the background, once more after the delay: for data that is read
     /// from a replica which lags behind by at most that long.
     ///
-    /// The second is lost with the process.
+    /// The second is lost with the process, so a [shutdown](crate::storage::AnyStorage::shutdown) waits
+    /// for it, and makes it early before it gives up.
     ///
     /// # Panics
     ///
@@ -241,8 +250,10 @@ impl CacheHandle {
     ) -> Result<()> {
         let tags = own(tags);
         let (shared, later) = (Arc::clone(&self.shared), Purge::hard(tags.clone()));
-        tokio::spawn(async move {
-            sleep(delay).await;
+        let (tasks, given_up) = (self.shared.tasks(), self.shared.tasks().abandoned());
+        tasks.spawn_apart(async move {
+            // An early one ends all that has been read from the replica so far.
+            let _ = timeout(delay, given_up).await;
             if let Err(error) = shared.purge(later).await {
                 event!(warn, %error, "the second of two purges was not acknowledged at once");
             }

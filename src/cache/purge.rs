@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{handle::Shared, shelf::Shelf};
 use crate::storage::{Error, ErrorKind, Invalidation, Result, Storage, Tag, Tags};
@@ -139,7 +139,7 @@ impl Shared {
             return purge.await;
         }
         // A task of its own: what has begun is finished, also if the caller goes away.
-        tokio::spawn(purge).await.unwrap_or_else(|_| {
+        self.tasks().spawn(purge).await.unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Unavailable, "the runtime stops before the purge was sent"))
         })
     }
@@ -166,7 +166,18 @@ impl Shared {
             books.repeating = true;
             // Made at once: the task may be dropped before it has run.
             let repeating = Repeating { shared: Arc::clone(self), debt: None };
-            tokio::spawn(async move { repeating.until_acknowledged().await });
+            // A shutdown waits for what is owed, as long as it waits for anything.
+            self.tasks().spawn_apart(async move { repeating.until_acknowledged().await });
+        }
+    }
+
+    /// Waits until the next try is due. A shutdown that is about to give up has it at once, for it may be
+    /// the last.
+    async fn pause(&self, pause: Duration) {
+        if self.tasks().is_abandoned() {
+            sleep(pause).await;
+        } else {
+            let _ = timeout(pause, self.tasks().abandoned()).await;
         }
     }
 }
@@ -182,7 +193,7 @@ impl Repeating {
     async fn until_acknowledged(mut self) {
         let mut pause = FIRST_PAUSE;
         loop {
-            sleep(pause).await;
+            self.shared.pause(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
             let shared = Arc::clone(&self.shared);
             let debt = self.debt.insert(mem::take(&mut shared.owed.books().debt));

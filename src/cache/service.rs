@@ -499,7 +499,8 @@ impl Drop for Unanswered {
     fn drop(&mut self) {
         let (Some(uri), Ok(runtime)) = (self.uri.take(), Handle::try_current()) else { return };
         let shared = Arc::clone(&self.rules.handle.shared);
-        runtime.spawn(async move { shared.purge(Purge::hard(vec![uri])).await });
+        let tasks = shared.tasks().clone();
+        tasks.spawn_on(async move { shared.purge(Purge::hard(vec![uri])).await }, &runtime);
     }
 }
 

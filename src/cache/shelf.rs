@@ -297,6 +297,7 @@ impl Shelf {
             && let Trust::Alive { ask } = near.trust(known, sent)
         {
             if ask {
+                // Owed to nobody: the next lookup asks as well.
                 tokio::spawn(Arc::clone(self).ask_record());
             }
             return Ok(Fetched { found: Some(known.found.clone()), fence: Some(known.fence) });

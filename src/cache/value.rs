@@ -13,7 +13,7 @@ use super::{
     CacheHandle, CacheTags,
     control::{Freshness, Reuse, Wishes},
     entry::{Stored, StoredValue},
-    fill::{self, jittered},
+    fill::jittered,
     flight::{Boarding, Landing, Leader},
     handle::{FlightKey, Landed, Shared, Within},
     key::CacheKey,
@@ -278,7 +278,7 @@ impl CacheHandle {
                             shared.board(&now, before, 0, keep.fill_timeout)
                     {
                         let making = Making::new(shared, identity, keep, now, Some(leader), within);
-                        fill::spawn(async move {
+                        shared.tasks().spawn(async move {
                             let (reply, _value) = channel::channel();
                             making.make(closure, reply).await;
                             drop(permit);
@@ -313,7 +313,7 @@ impl CacheHandle {
             };
             let making = Making::new(shared, identity, keep, now, leader, within);
             let (reply, value) = channel::channel();
-            fill::spawn(making.make(closure, reply));
+            shared.tasks().spawn(making.make(closure, reply));
             return value.await.unwrap_or(Err(FillError::Panicked));
         }
     }

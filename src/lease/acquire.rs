@@ -268,7 +268,8 @@ impl Drop for Bid {
             && self.doubt
         {
             let claim = self.claim.clone();
-            drop(runtime.spawn(async move { timeout(claim.ttl, claim.clear(None)).await }));
+            let clear = async move { timeout(claim.ttl, claim.clear(None)).await };
+            drop(self.claim.storage.tasks().spawn_on(clear, &runtime));
         }
     }
 }

@@ -42,6 +42,7 @@ impl Lease {
     pub(super) fn new(claim: Claim, grant: Grant, runtime: Option<Handle>, beats: bool) -> Self {
         let (value, ttl) = (Bytes::copy_from_slice(&claim.token), claim.ttl);
         let hold = Arc::new(Hold::new(claim, grant, value, ttl));
+        // Not tracked: it ends with the lease, and whose lease it is decides when.
         let heartbeat = beats.then(|| tokio::spawn(beat(Arc::clone(&hold))));
         Self { hold, heartbeat, runtime, released: false }
     }
@@ -178,7 +179,8 @@ impl Drop for Lease {
         {
             let hold = Arc::clone(&self.hold);
             // Without an answer within the `ttl` the entry has ended by itself.
-            drop(runtime.spawn(async move { timeout(hold.claim().ttl, hold.clear()).await }));
+            let clear = async move { timeout(hold.claim().ttl, hold.clear()).await };
+            drop(self.hold.claim().storage.tasks().spawn_on(clear, &runtime));
         }
     }
 }

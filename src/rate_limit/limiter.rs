@@ -25,6 +25,7 @@ use crate::{
         AnyStorage, Charge, Error, ErrorKind, Identity, Key, Name, Result, Spend, Storage, Verdict,
         acquire_now,
     },
+    tasks::Tasks,
 };
 
 /// The namespace of all limiters unless told otherwise.
@@ -421,7 +422,7 @@ impl Shared {
             Ok(Reservation::new(shared, decision, settlement))
         };
         let Some(runtime) = self.background() else { return reserve.await };
-        match runtime.spawn(reserve).await {
+        match self.tasks().spawn_on(reserve, &runtime).await {
             Ok(reservation) => reservation,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
@@ -471,6 +472,10 @@ impl Shared {
         self.local.get_or_init(MemoryStorage::new)
     }
 
+    pub(super) fn tasks(&self) -> &Tasks {
+        self.storage.tasks()
+    }
+
     /// Where to run what has to outlive its caller. `None` if nothing has to be waited for, and
     /// outside of a Tokio runtime.
     pub(super) fn background(&self) -> Option<Handle> {
@@ -481,7 +486,7 @@ impl Shared {
     /// without waiting.
     pub(super) fn detach(&self, work: impl Future<Output = ()> + Send + 'static) {
         match self.background() {
-            Some(runtime) => drop(runtime.spawn(work)),
+            Some(runtime) => drop(self.tasks().spawn_on(work, &runtime)),
             None => {
                 let ready = pin!(work).poll(&mut Context::from_waker(Waker::noop())).is_ready();
                 debug_assert!(ready || !self.storage.answers_at_once(), "it has to be waited for");

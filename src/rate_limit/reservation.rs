@@ -51,7 +51,10 @@ impl Reservation {
         };
         match self.shared.background() {
             // Nobody waits for it any more if the client has gone.
-            Some(runtime) => runtime.spawn(settle).await.unwrap_or_else(|_| self.decision.clone()),
+            Some(runtime) => {
+                let settled = self.shared.tasks().spawn_on(settle, &runtime).await;
+                settled.unwrap_or_else(|_| self.decision.clone())
+            }
             None => settle.await,
         }
     }

@@ -245,10 +245,11 @@ impl Inner {
             && let Ok(runtime) = Handle::try_current()
         {
             let shared = Arc::clone(&self.shared);
-            runtime.spawn(async move {
+            let touch = async move {
                 // The next use is due as well.
                 let _ = shared.store.note_use(&ids).await;
-            });
+            };
+            store.storage.tasks().spawn_on(touch, &runtime);
             // It is on its way before the handler goes on.
             yield_now().await;
         } else if let Err(error) = store.note_use(&ids).await {

@@ -165,7 +165,7 @@ impl Shared {
         T: Send + 'static,
     {
         let Ok(runtime) = Handle::try_current() else { return work.await };
-        match runtime.spawn(work).await {
+        match self.store.storage.tasks().spawn_on(work, &runtime).await {
             Ok(outcome) => outcome,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => resume_unwind(panic),

@@ -1,8 +1,6 @@
 //! A storage of any type behind one handle.
 
-#[cfg(feature = "rate-limit")]
-use std::time::Duration;
-use std::{any::Any, fmt, future::Future, pin::Pin, sync::Arc};
+use std::{any::Any, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 #[cfg(any(feature = "rate-limit", feature = "cache"))]
 use std::{
     pin::pin,
@@ -18,6 +16,7 @@ use super::{
 use super::Identity;
 #[cfg(feature = "rate-limit")]
 use crate::quota::Quota;
+use crate::tasks::{Drained, Tasks};
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -84,22 +83,89 @@ pub struct AnyStorage {
     storage: Arc<dyn StorageDyn>,
     /// The same storage, if it is this one, for calls that need no future.
     memory: Option<MemoryStorage>,
-    denials: Arc<Denials>,
+    shared: Arc<Shared>,
+}
+
+/// What the handles to one storage share in this process.
+#[derive(Default)]
+pub(crate) struct Shared {
+    denials: Denials,
+    pub(super) tasks: Tasks,
 }
 
 impl AnyStorage {
     /// A handle to this storage.
     ///
-    /// Clones of the handle share what this process has learnt of refusals; two handles made apart
-    /// do not.
+    /// Clones of the handle share what this process has learnt of refusals, and what
+    /// [`shutdown`](Self::shutdown) waits for; two handles made apart do not. Those that
+    /// [`erase`](Storage::erase) makes of one [`MemoryStorage`] or `RedisStorage` do.
     pub fn new(storage: impl Storage) -> Self {
-        Self::with_denials(storage, Arc::default())
+        match (&storage as &dyn Any).downcast_ref::<MemoryStorage>() {
+            Some(memory) => memory.clone().erase(),
+            None => Self::with_shared(storage, Arc::default()),
+        }
     }
 
-    /// A handle that shares its memory of refusals with others.
-    pub(crate) fn with_denials(storage: impl Storage, denials: Arc<Denials>) -> Self {
+    /// A handle that shares with others.
+    pub(super) fn with_shared(storage: impl Storage, shared: Arc<Shared>) -> Self {
         let memory = (&storage as &dyn Any).downcast_ref().cloned();
-        Self { storage: Arc::new(storage), memory, denials }
+        Self { storage: Arc::new(storage), memory, shared }
+    }
+
+    /// Waits until all is done that layers and handles on this storage do beside requests: fills of
+    /// the cache and values, renewals of stale ones, purges that the storage has not acknowledged,
+    /// saves and touches of sessions, reservations and refunds of rate limits, releases of leases.
+    ///
+    /// To be called when the server has stopped to accept connections and has finished its requests,
+    /// and before the runtime ends, which drops what still runs. It closes nothing: what begins
+    /// meanwhile is waited for as well, and the storage works afterwards as before.
+    ///
+    /// It returns at the first moment at which nothing is left to be done, and after `within` at the
+    /// latest. Shortly before that, in the last tenth of it but at most a second, what still runs is
+    /// told, and may leave word of what it cannot finish. What has not ended then is
+    /// [counted](Drained::abandoned) and left to the runtime.
+    ///
+    /// It may be called several times, also at once. A handler must not call it: it would wait for
+    /// itself.
+    ///
+    /// Handles share what is waited for as told at [`new`](Self::new); so erase a storage once and
+    /// make all layers from clones of that handle.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with a timer.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future may be dropped at any time: nothing is ended by it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> tower_keep::storage::Result<()> {
+    /// use std::time::Duration;
+    /// use tower_keep::{MemoryStorage, Storage, lease::Leases};
+    ///
+    /// let storage = MemoryStorage::new().erase();
+    /// let leases = Leases::new(storage.clone(), Duration::from_secs(30));
+    /// let lease = leases.try_acquire("ledger").await?.acquired().unwrap();
+    /// // With axum: `axum::serve(listener, app).with_graceful_shutdown(signal).await?`.
+    /// drop(lease); // It is released in the background,
+    /// let drained = storage.shutdown(Duration::from_secs(5)).await;
+    /// assert!(drained.is_clean());
+    /// // and by now that is done: another process need not wait for the 30 s.
+    /// assert!(leases.try_acquire("ledger").await?.acquired().is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn shutdown(&self, within: Duration) -> Drained {
+        self.tasks().shutdown(within).await
+    }
+
+    /// What layers run beside requests.
+    pub(crate) fn tasks(&self) -> &Tasks {
+        &self.shared.tasks
     }
 
     /// Whether every operation is done at its first poll.
@@ -156,13 +222,13 @@ impl AnyStorage {
         if memory.is_zero() || self.capabilities().local {
             return self.acquire(charges).await;
         }
-        let place = match self.denials.recall(charges) {
+        let place = match self.shared.denials.recall(charges) {
             Ok(verdicts) => return Ok(verdicts),
             Err(place) => place,
         };
         let verdicts = self.acquire(charges).await?;
         if let Some(place) = place {
-            self.denials.remember(place, charges, &verdicts, memory);
+            self.shared.denials.remember(place, charges, &verdicts, memory);
         }
         Ok(verdicts)
     }
@@ -233,7 +299,7 @@ impl Storage for AnyStorage {
     }
 
     async fn acquire(&self, charges: &[Charge<'_>]) -> Result<Vec<Verdict>> {
-        let _forget = ForgetOnDrop { denials: &self.denials, charges };
+        let _forget = ForgetOnDrop { denials: &self.shared.denials, charges };
         self.storage.acquire_dyn(charges).await
     }
 

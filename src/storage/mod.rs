@@ -140,6 +140,7 @@ pub use self::{
         Spend, Tags, Touch, Verdict, Version, When,
     },
 };
+pub use crate::tasks::Drained;
 
 /// State that outlives a request: what all layers are built on.
 ///

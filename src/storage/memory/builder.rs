@@ -10,7 +10,10 @@ use super::{
     counters::Counters,
     entries::Entries,
 };
-use crate::{clock, storage::HashKey};
+use crate::{
+    clock,
+    storage::{HashKey, erased::Shared},
+};
 
 const LEAST_BYTES: usize = 1 << 20;
 const DEFAULT_BYTES: usize = 256 << 20;
@@ -111,9 +114,10 @@ impl MemoryStorageBuilder {
             },
             counters: Counters::new(shards, overflow),
             entries: Entries::new(shards),
+            shared: Arc::default(),
         };
         let fixed = inner.counters.shards().bytes() + inner.entries.shards().bytes();
-        inner.bounds.bytes.force(fixed + size_of::<Inner>() + RECORDS);
+        inner.bounds.bytes.force(fixed + size_of::<Inner>() + size_of::<Shared>() + RECORDS);
         MemoryStorage { inner: Arc::new(inner) }
     }
 }

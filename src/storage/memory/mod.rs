@@ -1,6 +1,6 @@
 //! State in this process.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -9,7 +9,7 @@ use super::Identity;
 use super::{
     AnyStorage, Capabilities, Charge, Error, ErrorKind, Get, HashKey, Invalidation, Key, Lookup,
     Name, Put, PutOutcome, Result, Spend, Storage, Tag, TagDigest, Tags, Verdict, When,
-    check_charges, check_put,
+    check_charges, check_put, erased::Shared,
 };
 
 mod budget;
@@ -25,7 +25,7 @@ mod table;
 
 pub use self::builder::{MemoryStats, MemoryStorageBuilder};
 use self::{budget::Bounds, counters::Counters, entries::Entries};
-use crate::quota::Quota;
+use crate::{quota::Quota, tasks::Drained};
 
 /// State in this process: the embedded default.
 ///
@@ -97,6 +97,7 @@ struct Inner {
     bounds: Bounds,
     counters: Counters,
     entries: Entries,
+    shared: Arc<Shared>,
 }
 
 impl MemoryStorage {
@@ -157,6 +158,34 @@ impl MemoryStorage {
     /// How full the storage is.
     pub fn stats(&self) -> MemoryStats {
         self.inner.stats()
+    }
+
+    /// Waits until all is done that layers and handles on clones of this storage do beside requests:
+    /// see [`AnyStorage::shutdown`].
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with a timer.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future may be dropped at any time.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use std::time::Duration;
+    /// use tower_keep::MemoryStorage;
+    ///
+    /// let storage = MemoryStorage::new();
+    /// // The server runs with layers on clones of the storage, and ends.
+    /// assert!(storage.shutdown(Duration::from_secs(10)).await.is_clean());
+    /// # }
+    /// ```
+    pub async fn shutdown(&self, within: Duration) -> Drained {
+        self.inner.shared.tasks.shutdown(within).await
     }
 }
 
@@ -267,7 +296,8 @@ impl Storage for MemoryStorage {
     }
 
     fn erase(self) -> AnyStorage {
-        AnyStorage::new(self)
+        let shared = Arc::clone(&self.inner.shared);
+        AnyStorage::with_shared(self, shared)
     }
 }
 

@@ -214,7 +214,7 @@ impl RedisStorageBuilder {
             lanes: Lanes::new(pool, settings),
             prefix,
             scripts,
-            denials: Arc::default(),
+            shared: Arc::default(),
             seen: SeenTags::new(),
         };
         Ok(RedisStorage { inner: Arc::new(inner) })

@@ -177,6 +177,7 @@ impl Links {
                     let (report, made) = watch::channel(None);
                     state.work = Some(made.clone());
                     let work = Work { links: self.clone() };
+                    // Not tracked: an outage would hold up a shutdown, and who needs the link waits.
                     tokio::spawn(work.run(state.link.clone(), report));
                     made
                 }

@@ -1,11 +1,12 @@
 //! State in Redis, shared between processes. Nothing outside this folder knows Redis.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bb8_redis::{RedisConnectionManager, bb8};
 
 use self::{lanes::Lanes, read::SeenTags, script::Scripts};
-use super::{Name, Result, denials::Denials};
+use super::{Name, Result, erased::Shared};
+use crate::tasks::Drained;
 
 mod breaker;
 mod builder;
@@ -79,7 +80,7 @@ struct Inner {
     lanes: Lanes,
     prefix: Name,
     scripts: &'static Scripts,
-    denials: Arc<Denials>,
+    shared: Arc<Shared>,
     seen: SeenTags,
 }
 
@@ -165,6 +166,37 @@ impl RedisStorage {
     /// The future may be dropped at any time.
     pub async fn ping(&self) -> Result<()> {
         self.inner.lanes.ping().await
+    }
+
+    /// Waits until all is done that layers and handles on clones of this storage do beside requests:
+    /// see [`AnyStorage::shutdown`](crate::storage::AnyStorage::shutdown).
+    ///
+    /// The connections stay open.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with a timer.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future may be dropped at any time.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn example() -> tower_keep::storage::Result<()> {
+    /// use std::time::Duration;
+    /// use tower_keep::RedisStorage;
+    ///
+    /// let storage = RedisStorage::connect("redis://127.0.0.1:6379").await?;
+    /// // The server runs with layers on clones of the storage, and ends.
+    /// let drained = storage.shutdown(Duration::from_secs(10)).await;
+    /// assert!(drained.is_clean(), "{} tasks were given up", drained.abandoned);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn shutdown(&self, within: Duration) -> Drained {
+        self.inner.shared.tasks.shutdown(within).await
     }
 }
 

@@ -242,8 +242,8 @@ impl Storage for RedisStorage {
 
     fn erase(self) -> AnyStorage {
         // Handles made apart of one storage learn of each other's refunds and resets.
-        let denials = Arc::clone(&self.inner.denials);
-        AnyStorage::with_denials(self, denials)
+        let shared = Arc::clone(&self.inner.shared);
+        AnyStorage::with_shared(self, shared)
     }
 }
 
