@@ -5,11 +5,6 @@ mod client;
 mod draft;
 
 use std::{
-<<<<<<< HEAD
-    future::Future,
-=======
-    future::poll_fn,
->>>>>>> tasks
     hash::{BuildHasher, Hasher, RandomState},
     pin::pin,
     sync::Arc,
@@ -568,26 +563,6 @@ enum Turn {
     Ours(Option<Lease>),
     /// Somebody else has filled it; this is its time to live.
     Done(i64),
-}
-
-<<<<<<< HEAD
-/// A task that belongs to the request which causes it, for those who trace.
-pub(super) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
-    #[cfg(feature = "tracing")]
-    let task = tracing::Instrument::in_current_span(task);
-    tokio::spawn(task);
-=======
-/// Calls a service when it is ready.
-pub(super) async fn oneshot<S, B>(
-    mut service: S,
-    request: Request<B>,
-) -> Result<S::Response, S::Error>
-where
-    S: Service<Request<B>>,
-{
-    poll_fn(|cx| service.poll_ready(cx)).await?;
-    service.call(request).await
->>>>>>> tasks
 }
 
 /// The statuses for which RFC 5861 §4 gives a stale answer.
