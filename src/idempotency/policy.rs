@@ -17,6 +17,7 @@ use super::{
     classify::{Answer, Disposition},
     headers::HeaderRules,
     key::KeyRules,
+    record::Compression,
     recover::{Recovery, Vanished},
 };
 use crate::{
@@ -92,18 +93,17 @@ pub struct Policy {
     pub(super) headers: HeaderRules,
     pub(super) max_response: usize,
     pub(super) body_timeout: Duration,
-    #[cfg(feature = "zstd")]
-    pub(super) compression: Option<crate::compression::Compression>,
+    pub(super) compression: Option<Compression>,
     pub(super) outage: Outage,
     pub(super) most_in_flight: Option<u32>,
-    pub(super) most_stored: Option<u64>,
+    pub(super) most_stored: Option<u32>,
     pub(super) documentation: Option<Arc<str>>,
 }
 
 impl Policy {
     fn with_scope(scope: Scope) -> Self {
         Self {
-            name: "idempotency".to_owned(),
+            name: "keys".to_owned(),
             scope,
             missing_scope: MissingScope::default(),
             methods: vec![Method::POST, Method::PATCH],
@@ -128,7 +128,6 @@ impl Policy {
             headers: HeaderRules::default(),
             max_response: 1 << 20,
             body_timeout: MINUTE,
-            #[cfg(feature = "zstd")]
             compression: None,
             outage: Outage::default(),
             most_in_flight: None,
@@ -187,7 +186,7 @@ impl Policy {
         Self::with_scope(Scope::Public)
     }
 
-    /// Keys of different names are apart, also with one storage. Default: `idempotency`.
+    /// Keys of different names are apart, also with one storage. Default: `keys`.
     ///
     /// Names that cannot be used are refused where the policy is.
     #[must_use]
@@ -428,7 +427,7 @@ impl Policy {
     #[must_use]
     #[track_caller]
     pub fn add_dropped_header(mut self, name: &str) -> Self {
-        self.headers = self.headers.drop_also(header_name(name));
+        self.headers.extra_dropped.push(header_name(name));
         self
     }
 
@@ -440,7 +439,7 @@ impl Policy {
     #[must_use]
     #[track_caller]
     pub fn with_kept_headers<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
-        self.headers = self.headers.keep_only(names.into_iter().map(header_name).collect());
+        self.headers.allow_only = Some(names.into_iter().map(header_name).collect());
         self
     }
 
@@ -460,12 +459,12 @@ impl Policy {
         self
     }
 
-    /// Compresses stored bodies from some KiB on. Default: not.
+    /// Compresses stored bodies of at least this many bytes with zstd, where that makes them smaller.
     #[cfg(feature = "zstd")]
     #[cfg_attr(docsrs, doc(cfg(feature = "zstd")))]
     #[must_use]
-    pub fn with_compression(mut self) -> Self {
-        self.compression = Some(crate::compression::Compression::default());
+    pub fn with_compression(mut self, at_least: usize) -> Self {
+        self.compression = Some(Compression::at_least(at_least));
         self
     }
 
@@ -493,7 +492,7 @@ impl Policy {
     /// Costs an operation of the storage after each first request.
     #[must_use]
     pub fn with_max_stored(mut self, kibibytes: u32) -> Self {
-        self.most_stored = Some(u64::from(kibibytes));
+        self.most_stored = Some(kibibytes);
         self
     }
 
@@ -548,7 +547,7 @@ impl Policy {
             return Err(PolicyError::Running);
         }
         match Name::try_new(&self.name) {
-            Ok(name) if self.name.len() <= 40 => Ok(name),
+            Ok(_) if self.name.len() <= 40 => Ok(Name::new(&format!("idempotency.{}", self.name))),
             _ => Err(PolicyError::Name(self.name.clone())),
         }
     }
