@@ -307,3 +307,408 @@ pub(super) fn child_key(key_digest: &[u8; 32], fingerprint: &Fingerprint, name: 
         uuid & 0xffff_ffff_ffff,
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+    use proptest::{collection::vec, option, prelude::*};
+
+    use super::*;
+    use crate::idempotency::key::KeyRules;
+
+    /// A request as far as it can be hashed.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    struct Sent {
+        method: &'static str,
+        path: String,
+        query: Option<String>,
+        headers: Vec<(&'static str, String)>,
+        body: Vec<u8>,
+    }
+
+    impl Sent {
+        fn new() -> Self {
+            Self {
+                method: "POST",
+                path: "/orders".into(),
+                query: Some("b=2&a=1".into()),
+                headers: vec![("content-type", "application/json".into())],
+                body: br#"{"a":1}"#.to_vec(),
+            }
+        }
+
+        fn with(change: impl FnOnce(&mut Self)) -> Self {
+            let mut sent = Self::new();
+            change(&mut sent);
+            sent
+        }
+
+        fn fingerprint(&self, rules: &FingerprintRules) -> Fingerprint {
+            // What the head says of the target does not count.
+            let mut request = Request::builder().method(self.method).uri("/nested?c=3");
+            for (name, value) in &self.headers {
+                request = request.header(*name, value);
+            }
+            let request = request.body(()).unwrap();
+            rules.of(RequestHead::new(&request), &self.path, self.query.as_deref(), &self.body)
+        }
+    }
+
+    fn name(name: &'static str) -> HeaderName {
+        HeaderName::from_static(name)
+    }
+
+    fn content_type(value: &str) -> Sent {
+        Sent::with(|sent| sent.headers = vec![("content-type", value.into())])
+    }
+
+    fn query(query: &str) -> Sent {
+        Sent::with(|sent| sent.query = Some(query.into()))
+    }
+
+    fn key(text: &str) -> IdempotencyKey {
+        KeyRules::default().parse(text.as_bytes()).unwrap()
+    }
+
+    fn hex(bytes: [u8; 32]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[track_caller]
+    fn assert_all_differ<T: PartialEq>(all: &[T]) {
+        for (i, a) in all.iter().enumerate() {
+            for (j, b) in all.iter().enumerate() {
+                assert_eq!(i == j, a == b, "{i} and {j}");
+            }
+        }
+    }
+
+    /// Made by other means. A change makes every retry of the moment of deployment a 422.
+    #[test]
+    fn fingerprints_do_not_change() {
+        let new = FingerprintRules::new;
+        let least = new().without_query().without_content_type().without_body();
+        let full = new().with_sorted_query().add_header(name("x-a")).add_header(name("x-b"));
+        for (rules, expected) in [
+            (new(), "3526e2246720a687f88fb324e391928129af3df8748dc5cea2091f7a362d12a2"),
+            (least, "f4ca804a6cba3b3cc12fc2cfefcf3ed20d0ec54dd6f8f61751b9845428c59bbb"),
+            (full, "e4babadd39ec8419a141c2b1dc1cce9ddcf7a4d6f983ab1bd7f6f57a08d86260"),
+            (
+                new().with_custom(|_, _| b"same".to_vec()),
+                "327133288cc57a77a48bd8af093f27477eec6c082c3e0bc85ba52d7053889a9a",
+            ),
+        ] {
+            let sent = Sent::with(|sent| {
+                sent.headers.extend([("x-a", "1".into()), ("x-a", "2".into())]);
+            });
+            assert_eq!(hex(sent.fingerprint(&rules).0), expected, "{rules:?}");
+        }
+    }
+
+    #[test]
+    fn every_part_counts() {
+        let all = [
+            Sent::new(),
+            Sent::with(|sent| sent.method = "PATCH"),
+            Sent::with(|sent| sent.path = "/orders/".into()),
+            Sent::with(|sent| sent.path = "/Orders".into()),
+            Sent::with(|sent| sent.query = None),
+            query(""),
+            query("a=1&b=2"),
+            query("b=2&a=%31"),
+            Sent::with(|sent| sent.headers.clear()),
+            content_type(""),
+            content_type("text/plain"),
+            Sent::with(|sent| sent.headers.push(("content-type", "application/json".into()))),
+            Sent::with(|sent| sent.body.clear()),
+            Sent::with(|sent| sent.body.push(b'\n')),
+        ];
+        let rules = FingerprintRules::default();
+        assert_all_differ(&all.map(|sent| sent.fingerprint(&rules)));
+    }
+
+    #[test]
+    fn a_part_never_stands_for_another_that_is_absent() {
+        let rules = FingerprintRules::new().add_header(name("x-a"));
+        let of = |query: Option<&str>, headers: &[&'static str], body: &[u8]| {
+            Sent::with(|sent| {
+                sent.query = query.map(str::to_owned);
+                sent.headers = headers.iter().map(|&name| (name, "a".to_owned())).collect();
+                sent.body = body.to_vec();
+            })
+            .fingerprint(&rules)
+        };
+        assert_all_differ(&[
+            of(None, &[], b"a"),
+            of(Some("a"), &[], b"a"),
+            of(None, &["content-type"], b"a"),
+            of(None, &["x-a"], b"a"),
+            of(Some("a"), &["content-type"], b"a"),
+            of(Some("a"), &["x-a"], b"a"),
+            of(None, &["content-type", "content-type"], b"a"),
+            of(None, &["content-type", "x-a"], b"a"),
+            of(None, &["x-a", "x-a"], b"a"),
+        ]);
+    }
+
+    #[test]
+    fn fields_that_differ_between_attempts_do_not_count() {
+        let retry = Sent::with(|sent| {
+            for name in ["authorization", "traceparent", "user-agent", "date", "host", "cookie"] {
+                sent.headers.push((name, "another".into()));
+            }
+        });
+        let rules = FingerprintRules::new();
+        assert_eq!(retry.fingerprint(&rules), Sent::new().fingerprint(&rules));
+    }
+
+    #[test]
+    fn of_the_media_type_neither_case_nor_parameters_count() {
+        let long = format!("application/{}", "x".repeat(100));
+        let rules = FingerprintRules::new();
+        for (a, b) in [
+            ("application/json", "Application/JSON"),
+            ("application/json", "application/json;charset=utf-8"),
+            ("application/json", " application/json ; charset=UTF-8"),
+            (&long, &long.to_ascii_uppercase()),
+        ] {
+            let [a, b] = [a, b].map(|value| content_type(value).fingerprint(&rules));
+            assert_eq!(a, b);
+        }
+        let other = format!("{}y", &long[..long.len() - 1]);
+        assert_ne!(
+            content_type(&long).fingerprint(&rules),
+            content_type(&other).fingerprint(&rules)
+        );
+    }
+
+    #[test]
+    fn a_sorted_query_keeps_the_order_of_pairs_of_one_name() {
+        let rules = FingerprintRules::new().with_sorted_query();
+        let of = |text: &str| query(text).fingerprint(&rules);
+        for (a, b) in [
+            ("b=2&a=1", "a=1&b=2"),
+            ("b=1&a=2&b=0", "a=2&b=1&b=0"),
+            ("ab=1&a=2", "a=2&ab=1"),
+            ("b&a=", "a=&b"),
+            ("b&", "&b"),
+        ] {
+            assert!(of(a) == of(b), "{a}");
+        }
+        assert_all_differ(
+            &["", "a=1&b=2", "a=2&b=1", "b=1&b=0", "b=0&b=1", "a=1&a=1", "a=1", "&a=1", "%61=1"]
+                .map(of),
+        );
+        assert!(Sent::with(|sent| sent.query = None).fingerprint(&rules) != of(""));
+    }
+
+    #[test]
+    fn what_is_left_out_does_not_count_and_the_rest_does() {
+        let new = FingerprintRules::new;
+        let changed = [
+            query("c"),
+            content_type("text/plain"),
+            Sent::with(|sent| sent.body.clear()),
+            Sent::with(|sent| sent.path = "/".into()),
+            Sent::with(|sent| sent.method = "PUT"),
+        ];
+        for (without, rules) in
+            [new().without_query(), new().without_content_type(), new().without_body()]
+                .iter()
+                .enumerate()
+        {
+            for (i, sent) in changed.iter().enumerate() {
+                let same = sent.fingerprint(rules) == Sent::new().fingerprint(rules);
+                assert_eq!(same, i == without, "{i} {rules:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn all_lines_of_an_added_header_count_and_an_absent_one_is_not_empty() {
+        let rules = FingerprintRules::new().add_header(name("x-a")).add_header(name("x-b"));
+        let with = |lines: &[(&'static str, &str)]| {
+            let lines = lines.iter().map(|&(name, value)| (name, value.to_owned()));
+            Sent::with(|sent| sent.headers.extend(lines)).fingerprint(&rules)
+        };
+        assert_all_differ(&[
+            with(&[]),
+            with(&[("x-a", "")]),
+            with(&[("x-b", "")]),
+            with(&[("x-a", "1")]),
+            with(&[("x-b", "1")]),
+            with(&[("x-a", "1"), ("x-a", "")]),
+            with(&[("x-a", "1"), ("x-b", "")]),
+            with(&[("x-a", "1"), ("x-a", "2")]),
+            with(&[("x-a", "2"), ("x-a", "1")]),
+            with(&[("x-a", "12")]),
+            with(&[("x-a", "1"), ("x-b", "2")]),
+        ]);
+        assert_eq!(with(&[("x-c", "1")]), with(&[]));
+    }
+
+    #[test]
+    fn a_custom_fingerprint_replaces_all_but_the_target() {
+        let rules = FingerprintRules::new().add_header(name("x-a")).with_custom(|head, body| {
+            let kind = head.headers().get("x-kind").map_or(&b""[..], |value| value.as_bytes());
+            [kind, &body[..1]].concat()
+        });
+        let plain = Sent::new().fingerprint(&rules);
+        for same in [
+            content_type("text/plain"),
+            Sent::with(|sent| sent.headers.push(("x-a", "1".into()))),
+            Sent::with(|sent| sent.body.truncate(1)),
+        ] {
+            assert_eq!(same.fingerprint(&rules), plain);
+        }
+        for other in [
+            query("c"),
+            Sent::with(|sent| sent.path = "/".into()),
+            Sent::with(|sent| sent.method = "PUT"),
+            Sent::with(|sent| sent.headers.push(("x-kind", "1".into()))),
+            Sent::with(|sent| sent.body = b"[1]".to_vec()),
+        ] {
+            assert_ne!(other.fingerprint(&rules), plain);
+        }
+    }
+
+    #[test]
+    fn the_body_is_read_if_it_counts() {
+        let new = FingerprintRules::new;
+        assert!(new().reads_body());
+        assert!(!new().without_body().reads_body());
+        assert!(new().without_body().with_custom(|_, body| body.to_vec()).reads_body());
+    }
+
+    /// Made by other means. A change makes every key of before unknown.
+    #[test]
+    fn digests_of_keys_do_not_change() {
+        let key = key("8e03978e-40d5-43e8-bc93-6894a57f9324");
+        let digest =
+            |path| hex(key_digest("payments", &Identity::new("user 7"), &Method::POST, path, &key));
+        assert_eq!(
+            digest(Some("/orders")),
+            "b8113699bc66b50a18a0344d10f39f63301e154ba41b006988cb581a6bde47b8"
+        );
+        assert_eq!(
+            digest(None),
+            "cbbfeddfb952fec4d875574b36e930f04a4c7e25af645c5e3113e0beabadaf5a"
+        );
+    }
+
+    #[test]
+    fn a_key_is_another_one_under_another_name_scope_method_and_path() {
+        let digest = |name, scope: Identity, method, path, text| {
+            key_digest(name, &scope, &method, path, &key(text))
+        };
+        let user = || Identity::new("user");
+        assert_all_differ(&[
+            digest("a", user(), Method::POST, Some("/"), "k"),
+            digest("b", user(), Method::POST, Some("/"), "k"),
+            digest("a", Identity::new("other"), Method::POST, Some("/"), "k"),
+            digest("a", Identity::global(), Method::POST, Some("/"), "k"),
+            digest("a", user(), Method::PUT, Some("/"), "k"),
+            digest("a", user(), Method::POST, Some("/k"), "k"),
+            digest("a", user(), Method::POST, Some(""), "k"),
+            digest("a", user(), Method::POST, Some("/"), "l"),
+            digest("a", user(), Method::POST, Some("/"), "K"),
+            digest("a", user(), Method::POST, None, "k"),
+        ]);
+        assert_eq!(
+            digest("a", user(), Method::POST, None, "k"),
+            digest("a", user(), Method::PUT, None, "k"),
+            "one key for all routes"
+        );
+    }
+
+    #[test]
+    fn a_child_key_is_a_uuid_that_depends_on_all_it_is_made_of() {
+        let (digest, fingerprint) = ([1; 32], Fingerprint([2; 32]));
+        assert_eq!(
+            child_key(&digest, &fingerprint, "charge"),
+            "3030f1c8-44fe-8081-979f-25d6fcf6486d"
+        );
+        assert_all_differ(&[
+            child_key(&digest, &fingerprint, "charge"),
+            child_key(&digest, &fingerprint, "email"),
+            child_key(&digest, &fingerprint, ""),
+            child_key(&[3; 32], &fingerprint, "charge"),
+            child_key(&digest, &Fingerprint([3; 32]), "charge"),
+        ]);
+    }
+
+    #[test]
+    fn debug_shows_the_rules_and_no_hash() {
+        let rules = FingerprintRules::new().with_custom(|_, _| Vec::new());
+        let text = format!("{rules:?} {:?}", Fingerprint([7; 32]));
+        assert!(text.contains("custom: true") && text.ends_with("Fingerprint(..)"), "{text}");
+        assert!(!text.contains('7'), "{text}");
+    }
+
+    /// Of few characters, so that two of them are often alike where they are joined.
+    fn sent() -> impl Strategy<Value = Sent> {
+        let line = ("(content-type|x-a|x-b)", "[ab]{0,2}").prop_map(|(name, value)| {
+            let name = match &*name {
+                "x-a" => "x-a",
+                "x-b" => "x-b",
+                _ => "content-type",
+            };
+            (name, value)
+        });
+        let method = prop_oneof![Just("A"), Just("AB")];
+        let target = ("[ab]{0,2}", option::of("[ab]{0,2}"));
+        (method, target, vec(line, 0..3), vec(b'a'..=b'b', 0..3)).prop_map(
+            |(method, (path, query), mut headers, body)| {
+                headers.sort_by_key(|(name, _)| *name); // the order of names says nothing
+                Sent { method, path, query, headers, body }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn no_two_requests_have_one_fingerprint(a in sent(), b in sent()) {
+            let rules = FingerprintRules::new().add_header(name("x-a")).add_header(name("x-b"));
+            prop_assert_eq!(a.fingerprint(&rules) == b.fingerprint(&rules), a == b);
+        }
+
+        #[test]
+        fn a_byte_that_moves_to_the_next_part_changes_the_fingerprint(
+            parts in vec("[ab]{0,3}", 5), from in 0..4usize, forth in any::<bool>(),
+        ) {
+            let mut moved = parts.clone();
+            if forth {
+                let Some(byte) = moved[from].pop() else { return Ok(()) };
+                moved[from + 1].insert(0, byte);
+            } else {
+                if moved[from + 1].is_empty() { return Ok(()) }
+                let byte = moved[from + 1].remove(0);
+                moved[from].push(byte);
+            }
+            let of = |parts: &[String]| Sent {
+                method: "POST",
+                path: parts[0].clone(),
+                query: Some(parts[1].clone()),
+                headers: vec![("content-type", parts[2].clone()), ("x-a", parts[3].clone())],
+                body: parts[4].clone().into_bytes(),
+            };
+            let rules = FingerprintRules::new().add_header(name("x-a"));
+            prop_assert_ne!(of(&parts).fingerprint(&rules), of(&moved).fingerprint(&rules));
+        }
+
+        #[test]
+        fn no_bytes_panic(
+            query in option::of(any::<String>()),
+            line in vec(any::<u8>(), 0..200),
+            body in vec(any::<u8>(), 0..200),
+        ) {
+            let mut request = Request::new(());
+            if let Ok(line) = HeaderValue::from_bytes(&line) {
+                request.headers_mut().append(header::CONTENT_TYPE, line);
+            }
+            let rules = FingerprintRules::new().with_sorted_query();
+            let of = || rules.of(RequestHead::new(&request), "", query.as_deref(), &body);
+            prop_assert_eq!(of(), of());
+        }
+    }
+}

@@ -199,3 +199,249 @@ impl<'l> ItemVisitor<'l> for Value<'_, 'l> {
         Ok(Ignored)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    const UUID: &str = "8e03978e-40d5-43e8-bc93-6894a57f9324";
+
+    fn lenient(line: &str) -> Result<String, KeyError> {
+        parse(KeySyntax::Lenient, line.as_bytes())
+    }
+
+    fn strict(line: &str) -> Result<String, KeyError> {
+        parse(KeySyntax::Strict, line.as_bytes())
+    }
+
+    fn parse(syntax: KeySyntax, line: &[u8]) -> Result<String, KeyError> {
+        let rules = KeyRules { syntax, ..KeyRules::default() };
+        rules.parse(line).map(|key| key.as_str().to_owned())
+    }
+
+    /// The lines of a request, and what is read of them.
+    fn read(rules: &KeyRules, lines: &[(&'static str, &[u8])]) -> Result<Option<String>, KeyError> {
+        let mut headers = HeaderMap::new();
+        for &(name, value) in lines {
+            headers.append(name, HeaderValue::from_bytes(value).unwrap());
+        }
+        Ok(rules.read(&headers)?.map(|key| key.as_str().to_owned()))
+    }
+
+    fn quoted(text: &str) -> String {
+        format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+    }
+
+    #[test]
+    fn a_quoted_key_is_read_in_both_syntaxes() {
+        for (line, key) in [
+            (&*quoted(UUID), UUID),
+            (r#""k""#, "k"),
+            (r#"  "k""#, "k"),
+            ("\t\"k\" \t", "k"),
+            (r#""a b,c;d""#, "a b,c;d"),
+            (r#"" k ""#, " k "),
+            (r#""a\"b\\c""#, r#"a"b\c"#),
+            (r#""\\""#, r"\"),
+            (r#""!~""#, "!~"),
+            (r#""k";a"#, "k"),
+            (r#""k"; a=1;b="2";c=tok;d=:AQ==:;e=?0;f=@1;a=1.5"#, "k"),
+        ] {
+            assert_eq!(lenient(line).as_deref(), Ok(key), "{line}");
+            assert_eq!(strict(line).as_deref(), Ok(key), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_key_without_quotes_is_read_unless_the_syntax_is_strict() {
+        for line in
+            [UUID, "k", "a/b:c", "01J9ZX5", "?1", ":AQ==:", "(a)", "@1", "1.50", "'k'", "a=b"]
+        {
+            assert_eq!(lenient(line).as_deref(), Ok(line));
+            assert_eq!(lenient(&format!(" \t{line}\t ")).as_deref(), Ok(line));
+            assert_eq!(strict(line), Err(KeyError::Malformed), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_single_string_is_malformed() {
+        for line in [
+            r#"""""#,
+            r#"""#,
+            r#""k"#,
+            r#"k""#,
+            r#""k\""#,
+            r#""\k""#,
+            r#""k" "l""#,
+            r#""k""l""#,
+            r#""k", "l""#,
+            r#""k","#,
+            r#","k""#,
+            r#"("k")"#,
+            r#"("k" "l")"#,
+            r#"a="k""#,
+            r#"%"k""#,
+            r#""k" ;a"#,
+            r#""k";"#,
+            r#""k";A"#,
+            r#""k";a="#,
+            r#""k";a=""#,
+            "k,l",
+            "k, l",
+            "k l",
+            "k\tl",
+            "k;a=1",
+            r"k\l",
+            ",",
+            ";",
+            "\"a\tb\"",
+            "\"a\nb\"",
+            "\"a\0b\"",
+            "\"a\x7fb\"",
+            "\"ä\"",
+            "ä",
+            "a\x7f",
+            "a\0",
+            "\na",
+        ] {
+            assert_eq!(lenient(line), Err(KeyError::Malformed), "{line:?}");
+            assert_eq!(strict(line), Err(KeyError::Malformed), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn exactly_the_visible_characters_that_mean_nothing_else_need_no_quotes() {
+        for byte in 0..=u8::MAX {
+            let visible = (0x21..=0x7e).contains(&byte) && !br#""\,;"#.contains(&byte);
+            for line in [[b'a', byte, b'a'], [byte, b'a', b'a'], [b'a', b'a', byte]] {
+                let trimmed = matches!(byte, b' ' | b'\t') && line[1] != byte;
+                let read = parse(KeySyntax::Lenient, &line);
+                assert_eq!(read.is_ok(), visible || trimmed, "{byte:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_an_empty_key() {
+        for line in ["", " ", "\t ", r#""""#, r#" "" "#, r#""";a=1"#] {
+            assert_eq!(lenient(line), Err(KeyError::Empty), "{line:?}");
+            assert_eq!(strict(line), Err(KeyError::Empty), "{line:?}");
+        }
+        let rules = KeyRules { min_length: 0, ..KeyRules::default() };
+        assert_eq!(rules.parse(b"\"\""), Err(KeyError::Empty));
+    }
+
+    #[test]
+    fn the_length_is_that_of_the_decoded_key() {
+        let rules = KeyRules { min_length: 3, max_length: 5, ..KeyRules::default() };
+        let read = |line: &str| rules.parse(line.as_bytes()).map(|key| key.as_str().len());
+        for (text, expected) in [
+            ("ab", Err(KeyError::TooShort { min: 3 })),
+            ("abc", Ok(3)),
+            ("abcde", Ok(5)),
+            ("abcdef", Err(KeyError::TooLong { max: 5 })),
+        ] {
+            assert_eq!(read(text), expected, "{text}");
+            assert_eq!(read(&quoted(text)), expected, "{text}");
+        }
+        assert_eq!(read(r#""\"\"""#), Err(KeyError::TooShort { min: 3 }));
+        assert_eq!(read(r#""\"\"\"\"\"""#), Ok(5));
+        assert_eq!(read(r#""abc";parameter=1"#), Ok(3));
+    }
+
+    #[test]
+    fn by_default_a_key_has_255_characters_at_most() {
+        for (length, expected) in [
+            (255, None),
+            (256, Some(KeyError::TooLong { max: 255 })),
+            (10_240, Some(KeyError::TooLong { max: 255 })),
+        ] {
+            let text = "k".repeat(length);
+            assert_eq!(lenient(&text).err(), expected);
+            assert_eq!(lenient(&quoted(&text)).err(), expected);
+            assert_eq!(strict(&quoted(&text)).err(), expected);
+        }
+    }
+
+    #[test]
+    fn a_request_has_one_key_or_none() {
+        let rules = KeyRules::default();
+        assert_eq!(read(&rules, &[]), Ok(None));
+        assert_eq!(read(&rules, &[("x-idempotency-key", b"k")]), Ok(None));
+        assert_eq!(read(&rules, &[("idempotency-key", b"k")]), Ok(Some("k".into())));
+        assert_eq!(read(&rules, &[("idempotency-key", b"\xff")]), Err(KeyError::Malformed));
+        for second in [&b"k"[..], b"l", b""] {
+            let lines = [("idempotency-key", &b"k"[..]), ("idempotency-key", second)];
+            assert_eq!(read(&rules, &lines), Err(KeyError::Repeated));
+        }
+    }
+
+    #[test]
+    fn the_field_may_have_another_name() {
+        let header = HeaderName::from_static("x-idempotency-key");
+        let rules = KeyRules { header, ..KeyRules::default() };
+        let lines = [("idempotency-key", &b"a"[..]), ("x-idempotency-key", b"b")];
+        assert_eq!(read(&rules, &lines), Ok(Some("b".into())));
+    }
+
+    #[test]
+    fn nothing_shows_a_key() {
+        let key = KeyRules::default().parse(b"hunter2").unwrap();
+        assert_eq!(
+            format!("{key:?} {:?}", Some(&key)),
+            "IdempotencyKey(..) Some(IdempotencyKey(..))"
+        );
+    }
+
+    #[test]
+    fn every_error_has_its_own_code_and_says_what_to_do() {
+        for (error, code, says) in [
+            (KeyError::Repeated, "key-repeated", "send one"),
+            (KeyError::Empty, "key-empty", "make a new one"),
+            (KeyError::TooShort { min: 21 }, "key-too-short", "at least 21"),
+            (KeyError::TooLong { max: 64 }, "key-too-long", "at most 64"),
+            (KeyError::Malformed, "key-malformed", "in double quotes"),
+        ] {
+            assert_eq!(error.code(), code);
+            assert!(error.to_string().contains(says), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic_and_what_is_read_is_printable(
+            quote in any::<bool>(),
+            line in prop_oneof![
+                vec(any::<u8>(), 0..40),
+                "[\"\\\\,;=a-c ?:@%()]{0,12}".prop_map(String::into_bytes),
+            ],
+        ) {
+            let line = if quote { [b"\"", &line[..], b"\""].concat() } else { line };
+            for syntax in [KeySyntax::Lenient, KeySyntax::Strict] {
+                if let Ok(key) = parse(syntax, &line) {
+                    prop_assert!((1..=255).contains(&key.len()));
+                    prop_assert!(key.bytes().all(|byte| matches!(byte, b' '..=b'~')));
+                }
+            }
+            if let Ok(key) = parse(KeySyntax::Strict, &line) {
+                prop_assert_eq!(parse(KeySyntax::Lenient, &line), Ok(key));
+            }
+        }
+
+        #[test]
+        fn quoted_and_bare_are_the_same_key(key in r"[!#-+\--:<-\[\]-~]{1,255}") {
+            prop_assert_eq!(lenient(&key), Ok(key.clone()));
+            prop_assert_eq!(lenient(&quoted(&key)), Ok(key));
+        }
+
+        #[test]
+        fn every_printable_key_can_be_quoted(key in "[ -~]{1,255}", parameters in "(;[a-z]{1,3}(=[0-9])?){0,3}") {
+            let line = format!("{}{parameters}", quoted(&key));
+            prop_assert_eq!(strict(&line), Ok(key.clone()));
+            prop_assert_eq!(lenient(&line), Ok(key));
+        }
+    }
+}
