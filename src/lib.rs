@@ -55,6 +55,8 @@ pub use bb8_redis;
 #[cfg(feature = "cache")]
 pub use cache::{CacheHandle, CacheLayer};
 pub use head::RequestHead;
+#[cfg(feature = "idempotency")]
+pub use idempotency::{Idempotency, IdempotencyLayer};
 pub use lease::Lease;
 pub use quota::Quota;
 #[cfg(feature = "rate-limit")]

@@ -33,7 +33,7 @@ pub(crate) const TEMPORARY_REDUCED_CAPACITY: ProblemType = ProblemType {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Problem {
     #[serde(rename = "type")]
-    uri: &'static str,
+    uri: Cow<'static, str>,
     title: Cow<'static, str>,
     status: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,7 +46,7 @@ impl Problem {
     /// A problem of a registered type.
     pub(crate) fn new(kind: ProblemType) -> Self {
         Self {
-            uri: kind.uri,
+            uri: kind.uri.into(),
             title: kind.title.into(),
             status: kind.status.as_u16(),
             detail: None,
@@ -62,6 +62,22 @@ impl Problem {
             title: status.canonical_reason().unwrap_or("Unknown"),
             status,
         })
+    }
+
+    /// Says where this kind of problem is described.
+    #[cfg(feature = "idempotency")]
+    #[must_use]
+    pub(crate) fn with_type(mut self, uri: impl Into<Cow<'static, str>>) -> Self {
+        self.uri = uri.into();
+        self
+    }
+
+    /// Names this kind of problem.
+    #[cfg(feature = "idempotency")]
+    #[must_use]
+    pub(crate) fn with_title(mut self, title: &'static str) -> Self {
+        self.title = title.into();
+        self
     }
 
     /// Says more about this occurrence, for the person who reads it.

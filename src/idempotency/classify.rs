@@ -70,9 +70,19 @@ impl<'a> Answer<'a> {
     /// work may be done.
     pub fn usual(&self) -> Disposition {
         match self.status().as_u16() {
-            400 | 401 | 403..=406 | 411 | 413..=415 | 417 | 421 | 422 | 425 | 426 | 428 | 429 | 431 => {
-                Disposition::Release
-            }
+            400
+            | 401
+            | 403..=406
+            | 411
+            | 413..=415
+            | 417
+            | 421
+            | 422
+            | 425
+            | 426
+            | 428
+            | 429
+            | 431 => Disposition::Release,
             503 if self.headers().contains_key(header::RETRY_AFTER) => Disposition::Release,
             // The connection is another protocol's from here on.
             101 => Disposition::Seal,

@@ -147,11 +147,6 @@ impl FingerprintRules {
         self
     }
 
-    /// Whether [`of`](Self::of) looks at the body.
-    pub(super) fn reads_body(&self) -> bool {
-        self.body || self.custom.is_some()
-    }
-
     /// The fingerprint of a request. `path` and `query` are those that the client sent, which those
     /// of the head need not be.
     pub(super) fn of(
@@ -570,14 +565,6 @@ mod tests {
         ] {
             assert_ne!(other.fingerprint(&rules), plain);
         }
-    }
-
-    #[test]
-    fn the_body_is_read_if_it_counts() {
-        let new = FingerprintRules::new;
-        assert!(new().reads_body());
-        assert!(!new().without_body().reads_body());
-        assert!(new().without_body().with_custom(|_, body| body.to_vec()).reads_body());
     }
 
     /// Made by other means. A change makes every key of before unknown.

@@ -54,9 +54,7 @@ pub(super) fn judge(
     match record.state {
         State::Done(_) => Judgement::Replay,
         State::Sealed(_) => Judgement::Sealed,
-        State::Pending(_) if age < record.lease => {
-            Judgement::InFlight { sure: record.lease - age }
-        }
+        State::Pending(_) if age < record.lease => Judgement::InFlight { sure: record.lease - age },
         State::Pending(phase) => vanished(phase, rule, false),
         State::Unknown(phase) => vanished(phase, rule, true),
     }
@@ -64,9 +62,7 @@ pub(super) fn judge(
 
 fn vanished(phase: Phase, rule: Rule, marked: bool) -> Judgement {
     match (rule.repeat, phase) {
-        (Repeat::AtLeastOnce, _) | (Repeat::AtMostOnce, Phase::BeforeCommit) => {
-            Judgement::TakeOver
-        }
+        (Repeat::AtLeastOnce, _) | (Repeat::AtMostOnce, Phase::BeforeCommit) => Judgement::TakeOver,
         (Repeat::AtMostOnce, _) if rule.can_recover => Judgement::Recover,
         (Repeat::AtMostOnce, _) => Judgement::Unknown { marked },
     }

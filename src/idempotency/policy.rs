@@ -46,6 +46,26 @@ pub(super) enum Scope {
     Asked(Arc<dyn Fn(RequestHead<'_>) -> ScopeFuture + Send + Sync>),
 }
 
+impl Scope {
+    /// Whose key it is. Borrows nothing, so that it can be waited for.
+    pub(super) fn find(
+        &self,
+        head: RequestHead<'_>,
+    ) -> impl Future<Output = Option<Identity>> + Send + 'static + use<> {
+        let found = match self {
+            Self::Public => Ok(Some(Identity::global())),
+            Self::Found(find) => Ok(find(head)),
+            Self::Asked(ask) => Err(ask(head)),
+        };
+        async move {
+            match found {
+                Ok(scope) => scope,
+                Err(asked) => asked.await,
+            }
+        }
+    }
+}
+
 /// What is asked of keys, and what becomes of them.
 ///
 /// A policy begins with whose keys they are, for without that everybody who knows or guesses a key
@@ -164,9 +184,7 @@ impl Policy {
     /// # let _ = policy;
     /// # }
     /// ```
-    pub fn scope_async<F, I>(
-        scope: impl Fn(RequestHead<'_>) -> F + Send + Sync + 'static,
-    ) -> Self
+    pub fn scope_async<F, I>(scope: impl Fn(RequestHead<'_>) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Option<I>> + Send + 'static,
         I: Into<Identity>,
@@ -226,6 +244,8 @@ impl Policy {
     #[track_caller]
     pub fn with_header(mut self, name: &str) -> Self {
         self.key.header = header_name(name);
+        // An echo is of this request alone.
+        self.headers.extra_dropped.push(self.key.header.clone());
         self
     }
 

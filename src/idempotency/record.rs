@@ -51,6 +51,7 @@ pub(super) use crate::envelope::{DecodeError, body::Compression};
 use crate::{
     checksum::checksum,
     envelope::{self, Fixed, Reader},
+    lease::Token,
 };
 
 const TOKEN: usize = 16;
@@ -78,7 +79,7 @@ const NO_PHASE: u8 = 0;
 #[derive(Clone, PartialEq)]
 pub(super) struct Record {
     /// Of the owner that wrote it, drawn at random for each attempt.
-    pub(super) token: [u8; TOKEN],
+    pub(super) token: Token,
     pub(super) fingerprint: Fingerprint,
     /// 1 for the first.
     pub(super) attempt: u32,

@@ -53,10 +53,12 @@ pub(super) enum Arrival {
 }
 
 impl Roster {
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.items.len()
     }
 
+    #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.items.is_empty()
     }

@@ -1,16 +1,28 @@
-//! Duplicates that wait for the first of this process.
+//! Duplicates that wait for the first.
 
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
-use tokio::sync::Notify;
+use http::HeaderMap;
+use tokio::{
+    sync::{SemaphorePermit, watch},
+    time::{Instant, timeout_at},
+};
 
-/// Who waits for which key. What other processes do is found by asking the storage.
+use super::{InFlight, reply::preferred_wait, shared::Shared};
+
+/// After that a waiting duplicate asks the storage again; it doubles from there. A first that runs in
+/// this process wakes it sooner.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Who waits for which key in this process. What other processes do is found by asking the storage.
 #[derive(Default)]
 pub(super) struct Board {
     waits: Mutex<HashMap<[u8; 32], Wait>>,
@@ -19,35 +31,38 @@ pub(super) struct Board {
 }
 
 struct Wait {
-    news: Arc<Notify>,
+    news: watch::Sender<()>,
     waiting: usize,
 }
 
-/// One that waits.
-pub(super) struct Waiting<'a> {
-    board: &'a Board,
-    key: [u8; 32],
-    news: Arc<Notify>,
-}
-
 impl Board {
-    pub(super) fn wait(&self, key: [u8; 32]) -> Waiting<'_> {
-        let mut waits = self.waits();
-        let wait =
-            waits.entry(key).or_insert_with(|| Wait { news: Arc::default(), waiting: 0 });
-        wait.waiting += 1;
-        self.waiting.fetch_add(1, SeqCst);
-        let news = Arc::clone(&wait.news);
-        Waiting { board: self, key, news }
-    }
-
     /// Wakes all who wait for the key.
     pub(super) fn tell(&self, key: &[u8; 32]) {
         if self.waiting.load(SeqCst) == 0 {
             return;
         }
         if let Some(wait) = self.waits().get(key) {
-            wait.news.notify_waiters();
+            wait.news.send_replace(());
+        }
+    }
+
+    fn enter(&self, key: [u8; 32]) -> watch::Receiver<()> {
+        let mut waits = self.waits();
+        self.waiting.fetch_add(1, SeqCst);
+        let wait =
+            waits.entry(key).or_insert_with(|| Wait { news: watch::Sender::new(()), waiting: 0 });
+        wait.waiting += 1;
+        wait.news.subscribe()
+    }
+
+    fn leave(&self, key: &[u8; 32]) {
+        let mut waits = self.waits();
+        self.waiting.fetch_sub(1, SeqCst);
+        if let Some(wait) = waits.get_mut(key) {
+            wait.waiting -= 1;
+            if wait.waiting == 0 {
+                waits.remove(key);
+            }
         }
     }
 
@@ -56,22 +71,47 @@ impl Board {
     }
 }
 
-impl Waiting<'_> {
-    /// For news after this moment: ask before looking, so that none is missed.
-    pub(super) fn news(&self) -> tokio::sync::futures::Notified<'_> {
-        self.news.notified()
+/// One duplicate that waits.
+pub(super) struct Queue<'a> {
+    board: &'a Board,
+    key: [u8; 32],
+    news: watch::Receiver<()>,
+    until: Instant,
+    pause: Duration,
+    _place: SemaphorePermit<'a>,
+}
+
+impl<'a> Queue<'a> {
+    /// A place among those that wait, if the policy and the client want that, and there is room.
+    pub(super) fn enter(shared: &'a Shared, key: [u8; 32], request: &HeaderMap) -> Option<Self> {
+        let preferred = preferred_wait(request);
+        let patience = match shared.policy.in_flight {
+            InFlight::Conflict => return None,
+            InFlight::Wait(most) => preferred.map_or(most, |preferred| preferred.min(most)),
+            InFlight::WaitIfPreferred(most) => preferred?.min(most),
+        };
+        let place = shared.waiting.try_acquire().ok()?;
+        let until = Instant::now().checked_add(patience)?;
+        let (board, pause) = (&shared.board, FIRST_PAUSE);
+        Some(Self { board, key, news: board.enter(key), until, pause, _place: place })
+    }
+
+    /// Waits for news, or until it is time to ask again: at the latest when the owner counts as
+    /// vanished, unless it gives a sign of life. `false` if the patience is over.
+    pub(super) async fn pause(&mut self, sure: Duration) -> bool {
+        let now = Instant::now();
+        if self.until <= now {
+            return false;
+        }
+        let ask = now + self.pause.min(sure).max(Duration::from_millis(1));
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        let _ = timeout_at(ask.min(self.until), self.news.changed()).await;
+        true
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Queue<'_> {
     fn drop(&mut self) {
-        let mut waits = self.board.waits();
-        self.board.waiting.fetch_sub(1, SeqCst);
-        if let Some(wait) = waits.get_mut(&self.key) {
-            wait.waiting -= 1;
-            if wait.waiting == 0 {
-                waits.remove(&self.key);
-            }
-        }
+        self.board.leave(&self.key);
     }
 }

@@ -55,10 +55,9 @@ impl fmt::Display for PolicyError {
             Self::KeyLength { min, max } => {
                 write!(f, "no key has at least {min} and at most {max} characters")
             }
-            Self::InFlight(most) => write!(
-                f,
-                "a scope may have 1 to {MOST_IN_FLIGHT} keys in flight, not {most}"
-            ),
+            Self::InFlight(most) => {
+                write!(f, "a scope may have 1 to {MOST_IN_FLIGHT} keys in flight, not {most}")
+            }
             Self::Running => f.write_str("with no handler running at all, none ever would"),
         }
     }

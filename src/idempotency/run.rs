@@ -1,0 +1,395 @@
+//! Running a handler for a key that was claimed: in a task of its own, which goes on when the client
+//! that caused it has gone.
+
+mod finish;
+
+use std::{future::Future, panic::AssertUnwindSafe, pin::Pin, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{Request, Response, header, request, response};
+use http_body::Body;
+use tokio::{
+    sync::{mpsc, oneshot as channel},
+    time::timeout,
+};
+use tower_service::Service;
+
+use self::finish::Finished;
+use super::{
+    Disposition, Idempotency, IdempotencyKey, Outcome, Recovery, ResponseBody, SealReason,
+    Vanished,
+    classify::Answer,
+    record::{Phase, Record, Sealed, State, StoredResponse},
+    reply::{self, Refusal, refuse, replay},
+    shared::{Claimed, Shared, Ticket},
+    usage::{Full, Place, may_store},
+};
+use crate::{
+    body::{
+        chunks::{Chunks, End, now_or_later},
+        live::Piece,
+    },
+    lease::{Extension, Hold, beat},
+    service::oneshot,
+};
+
+type Reply<R, E> = channel::Sender<Result<Response<ResponseBody<R>>, E>>;
+
+/// One execution.
+pub(super) struct Run {
+    shared: Arc<Shared>,
+    ticket: Ticket,
+    hold: Arc<Hold>,
+    record: Record,
+    handle: Idempotency,
+    key: IdempotencyKey,
+}
+
+/// What goes on beside the handler: the signs of life, and the end of the process.
+struct Beside {
+    beats: Pin<Box<dyn Future<Output = ()> + Send>>,
+    abandoned: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+/// The process is about to end, and does not wait any more.
+struct Abandoned;
+
+impl Beside {
+    fn new(shared: &Shared, hold: &Arc<Hold>) -> Self {
+        let beats = timeout(shared.policy.longest_run, beat(Arc::clone(hold)));
+        Self {
+            beats: Box::pin(async move {
+                // Also when the lease is lost: what was begun is brought to its end.
+                let _ = beats.await;
+                std::future::pending().await
+            }),
+            abandoned: Box::pin(shared.storage.tasks().abandoned()),
+        }
+    }
+
+    /// Does the work, unless the process ends before it.
+    async fn during<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Abandoned> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            () = &mut self.abandoned => Err(Abandoned),
+            () = &mut self.beats => unreachable!("it never ends"),
+        }
+    }
+}
+
+impl Run {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        ticket: Ticket,
+        key: IdempotencyKey,
+        claimed: Claimed,
+    ) -> Self {
+        let Claimed { hold, record } = claimed;
+        let handle = Idempotency::new(
+            Arc::clone(shared),
+            key.clone(),
+            &ticket,
+            record.clone(),
+            Some(Arc::clone(&hold)),
+        );
+        Self { shared: Arc::clone(shared), ticket, hold, record, handle, key }
+    }
+
+    /// Recovers if that comes first, runs the handler, and stores what it answers.
+    pub(super) async fn execute<S, B, R>(
+        mut self,
+        inner: S,
+        parts: request::Parts,
+        body: Bytes,
+        recovers: bool,
+        reply: Reply<R, S::Error>,
+    ) where
+        S: Service<Request<B>, Response = Response<R>>,
+        B: From<Bytes>,
+        R: Body,
+    {
+        let shared = Arc::clone(&self.shared);
+        let Ok(_permit) = shared.running.try_acquire() else {
+            return self.turn_away(Refusal::Busy, reply).await;
+        };
+        let _place = match Place::take(&shared, &self.ticket.scope).await {
+            Ok(Ok(place)) => place,
+            Ok(Err(Full)) => return self.turn_away(Refusal::TooManyInFlight, reply).await,
+            Err(_) => return self.turn_away(Refusal::Unavailable, reply).await,
+        };
+        let mut beside = Beside::new(&shared, &self.hold);
+        let reply = match recovers {
+            true => match self.recover(&mut beside, &parts, &body, reply).await {
+                Some(reply) => reply,
+                None => return,
+            },
+            false => reply,
+        };
+        let mut request = Request::from_parts(parts, B::from(body));
+        request.extensions_mut().insert(self.handle.clone());
+        let work = AssertUnwindSafe(oneshot(inner, request)).catch_unwind();
+        match beside.during(work).await {
+            Ok(Ok(Ok(response))) => self.answered(response, &mut beside, reply).await,
+            Ok(Ok(Err(error))) => {
+                self.failed().await;
+                let _ = reply.send(Err(error));
+            }
+            // In a task, where it ends no connection.
+            Ok(Err(_panic)) => {
+                self.failed().await;
+                let _ = reply.send(Ok(refuse(&shared.policy, &Refusal::Panicked)));
+            }
+            Err(Abandoned) => {
+                self.give_up().await;
+                let _ = reply.send(Ok(refuse(&shared.policy, &Refusal::Stopping)));
+            }
+        }
+    }
+
+    /// Answers without having done anything.
+    async fn turn_away<R: Body, E>(&self, refusal: Refusal, reply: Reply<R, E>) {
+        self.release().await;
+        let _ = reply.send(Ok(refuse(&self.shared.policy, &refusal)));
+    }
+
+    /// Finds out what the vanished owner has done. The reply comes back if the handler is to run.
+    async fn recover<R: Body, E>(
+        &mut self,
+        beside: &mut Beside,
+        parts: &request::Parts,
+        body: &Bytes,
+        reply: Reply<R, E>,
+    ) -> Option<Reply<R, E>> {
+        let shared = Arc::clone(&self.shared);
+        let policy = &shared.policy;
+        let recovery = match (&policy.recover, self.vanished(parts, body)) {
+            (Some(recover), vanished) => {
+                let asked = AssertUnwindSafe(async { recover(vanished).await }).catch_unwind();
+                match beside.during(asked).await {
+                    Ok(recovery) => recovery.unwrap_or(Recovery::Unknown),
+                    Err(Abandoned) => Recovery::Unknown,
+                }
+            }
+            (None, _) => Recovery::Unknown,
+        };
+        let refusal = match recovery {
+            Recovery::Completed(response) => {
+                let (parts, body) = response.into_parts();
+                let stored = self.stored_response(&parts, body.clone());
+                self.finish(State::Done(stored)).await;
+                let response = Response::from_parts(parts, body);
+                let _ = reply.send(Ok(reply::own(response, Outcome::Recovered)));
+                return None;
+            }
+            Recovery::NotExecuted => {
+                self.record.state = State::Pending(shared.first_phase());
+                let value = shared.encode(&self.record, &self.ticket.digest);
+                match shared.in_time(self.hold.change(value)).await {
+                    Ok(Extension::Extended) => return Some(reply),
+                    Ok(Extension::Lost) => Refusal::InFlight,
+                    Err(_) => Refusal::Unavailable,
+                }
+            }
+            Recovery::Unknown => {
+                self.mark_unknown(Phase::Recovering).await;
+                Refusal::Unknown
+            }
+        };
+        let _ = reply.send(Ok(refuse(policy, &refusal)));
+        None
+    }
+
+    fn vanished(&self, parts: &request::Parts, body: &Bytes) -> Vanished {
+        let mut request = Request::new(body.clone());
+        *request.method_mut() = parts.method.clone();
+        *request.uri_mut() = parts.uri.clone();
+        *request.version_mut() = parts.version;
+        *request.headers_mut() = parts.headers.clone();
+        Vanished {
+            key: self.key.clone(),
+            digest: self.ticket.digest,
+            fingerprint: self.ticket.fingerprint,
+            attempt: self.record.attempt.saturating_sub(1),
+            fence: self.hold.fence().as_u64(),
+            request,
+        }
+    }
+
+    /// What becomes of the key: the handler's own word first, then its commit point, then the policy.
+    fn disposition(
+        &self,
+        own: Option<Disposition>,
+        usual: impl FnOnce() -> Disposition,
+    ) -> Disposition {
+        let begun = self.handle.has_begun();
+        if let Some(own) = own {
+            return own;
+        }
+        if self.shared.policy.commit_point && !begun {
+            return Disposition::Release;
+        }
+        match usual() {
+            Disposition::Release if !begun => Disposition::Release,
+            _ if self.handle.is_sealed() => Disposition::Seal,
+            Disposition::Release => Disposition::Store,
+            kept => kept,
+        }
+    }
+
+    /// The handler has panicked, or its service has given an error.
+    async fn failed(&self) {
+        let failure = Refusal::Panicked.to_response(&self.shared.policy);
+        let (parts, body) = failure.into_parts();
+        match self.disposition(None, || self.shared.policy.failure) {
+            Disposition::Store => {
+                let stored = self.stored_response(&parts, body);
+                self.finish(State::Done(stored)).await;
+            }
+            Disposition::Seal => {
+                self.finish(sealed(&parts, SealReason::Failed)).await;
+            }
+            Disposition::Release => self.release().await,
+        }
+    }
+
+    async fn answered<R: Body, E>(
+        self,
+        response: Response<R>,
+        beside: &mut Beside,
+        reply: Reply<R, E>,
+    ) {
+        let (mut parts, body) = response.into_parts();
+        let own = parts.extensions.remove::<Disposition>();
+        parts.extensions.insert(Outcome::Executed);
+        let usual = || self.shared.policy.classify(&Answer::new(&parts));
+        match self.disposition(own, usual) {
+            Disposition::Store => self.store(parts, body, beside, reply).await,
+            Disposition::Seal => self.seal(parts, body, SealReason::ByHandler, reply).await,
+            Disposition::Release => {
+                self.release().await;
+                let _ = reply.send(Ok(Response::from_parts(parts, ResponseBody::inner(body))));
+            }
+        }
+    }
+
+    /// Stores that the request was executed, and lets the response pass.
+    async fn seal<R: Body, E>(
+        self,
+        parts: response::Parts,
+        body: R,
+        reason: SealReason,
+        reply: Reply<R, E>,
+    ) {
+        self.finish(sealed(&parts, reason)).await;
+        let _ = reply.send(Ok(Response::from_parts(parts, ResponseBody::inner(body))));
+    }
+
+    /// Stores the response before the client has it, if its body is there; and if it is not, passes
+    /// the body on while it comes, and stores the response before the client has the end.
+    async fn store<R: Body, E>(
+        self,
+        parts: response::Parts,
+        body: R,
+        beside: &mut Beside,
+        reply: Reply<R, E>,
+    ) {
+        let (policy, size) = (&self.shared.policy, body.size_hint());
+        let length = content_length(&parts);
+        let most = policy.max_response as u64;
+        if length.is_some_and(|length| length > most) || size.lower() > most {
+            return self.seal(parts, body, SealReason::TooLarge, reply).await;
+        }
+        if is_event_stream(&parts) {
+            return self.seal(parts, body, SealReason::Streaming, reply).await;
+        }
+        let is_whole = |chunks: &Chunks| length.is_none_or(|length| length == chunks.length as u64);
+        let mut body = Box::pin(body);
+        let mut chunks = Chunks::default();
+        let at_once = now_or_later(chunks.read(&mut body, policy.max_response, |_| {})).await;
+        if let Some(End::Whole) = at_once
+            && is_whole(&chunks)
+        {
+            let bytes = chunks.join();
+            let answer = match self.keep(&parts, bytes.clone()).await {
+                // Somebody has taken this attempt for dead. All are to be told the same.
+                Finished::Theirs(Some(stored)) => replay(stored),
+                _ => Response::from_parts(parts, ResponseBody::whole(bytes)),
+            };
+            let _ = reply.send(Ok(answer));
+            return;
+        }
+
+        let (pieces, live) = mpsc::unbounded_channel();
+        for chunk in &chunks.chunks {
+            let _ = pieces.send(Piece::Data(chunk.clone()));
+        }
+        let mut head = Response::new(()).into_parts().0;
+        (head.status, head.headers) = (parts.status, parts.headers.clone());
+        let response = Response::from_parts(parts, ResponseBody::live(live, size));
+        let _ = reply.send(Ok(response));
+        let end = match at_once {
+            Some(end) => Some(end),
+            None => {
+                let pass_on = |chunk: &Bytes| {
+                    let _ = pieces.send(Piece::Data(chunk.clone()));
+                };
+                let rest = chunks.read(&mut body, policy.max_response, pass_on);
+                match beside.during(timeout(policy.body_timeout, rest)).await {
+                    Ok(Ok(end)) => Some(end),
+                    Ok(Err(_)) | Err(Abandoned) => None,
+                }
+            }
+        };
+        let (reason, last) = match end {
+            Some(End::Whole) if is_whole(&chunks) => {
+                self.keep(&head, chunks.join()).await;
+                let _ = pieces.send(Piece::End);
+                return;
+            }
+            Some(End::Whole) => (SealReason::Failed, Piece::End),
+            Some(End::Trailers(trailers)) => {
+                let _ = pieces.send(Piece::Trailers(trailers));
+                (SealReason::Trailers, Piece::Rest(body))
+            }
+            Some(End::TooLong) => (SealReason::TooLarge, Piece::Rest(body)),
+            Some(End::Failed(error)) => (SealReason::Failed, Piece::Failed(error)),
+            None => (SealReason::Streaming, Piece::Rest(body)),
+        };
+        self.finish(sealed(&head, reason)).await;
+        let _ = pieces.send(last);
+    }
+
+    /// Stores a complete response, if the scope has room for it.
+    async fn keep(&self, parts: &response::Parts, body: Bytes) -> Finished {
+        let state = match may_store(&self.shared, &self.ticket.scope, body.len()).await {
+            true => State::Done(self.stored_response(parts, body)),
+            false => sealed(parts, SealReason::OverQuota),
+        };
+        self.finish(state).await
+    }
+
+    fn stored_response(&self, parts: &response::Parts, body: Bytes) -> StoredResponse {
+        let headers = self.shared.policy.headers.stored(&parts.headers);
+        StoredResponse { status: parts.status, headers, body }
+    }
+}
+
+fn sealed(parts: &response::Parts, reason: SealReason) -> State {
+    let location = parts.headers.get(header::LOCATION).cloned();
+    State::Sealed(Sealed { status: parts.status, location, reason })
+}
+
+fn content_length(parts: &response::Parts) -> Option<u64> {
+    parts.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Such a response has no end that is worth waiting for.
+fn is_event_stream(parts: &response::Parts) -> bool {
+    let value = parts.headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes());
+    value.is_some_and(|value| {
+        let essence = value.split(|byte| *byte == b';').next().unwrap_or_default();
+        essence.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
+    })
+}

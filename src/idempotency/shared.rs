@@ -1,0 +1,223 @@
+//! What the services of one layer share, and what they say to the storage.
+
+use std::{fmt, future::Future, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
+
+use super::{
+    Policy, PolicyError,
+    fingerprint::Fingerprint,
+    judge::Rule,
+    record::{self, Phase, Record, State},
+    waiting::Board,
+};
+use crate::{
+    lease::{Claim, Grant, Hold, Standing},
+    storage::{AnyStorage, Entry, Error, ErrorKind, Identity, Key, Name, Result, Version, When},
+};
+
+/// What the services of one layer share.
+pub(super) struct Shared {
+    pub(super) policy: Policy,
+    pub(super) storage: AnyStorage,
+    pub(super) namespace: Name,
+    pub(super) detail: Name,
+    pub(super) running: Arc<Semaphore>,
+    pub(super) waiting: Semaphore,
+    pub(super) board: Board,
+}
+
+/// One request's wish to execute, as far as the storage knows it.
+pub(super) struct Ticket {
+    pub(super) digest: [u8; 32],
+    pub(super) fingerprint: Fingerprint,
+    pub(super) label: Box<str>,
+    pub(super) scope: Identity,
+}
+
+/// What a request has found under its key.
+pub(super) enum Found {
+    /// The key is its own from now on.
+    Ours(Claimed),
+    /// Somebody's record.
+    Theirs(Seen),
+}
+
+/// A key that was claimed.
+pub(super) struct Claimed {
+    pub(super) hold: Arc<Hold>,
+    pub(super) record: Record,
+}
+
+/// Somebody's record as it was seen.
+pub(super) struct Seen {
+    pub(super) record: Record,
+    pub(super) version: Version,
+    pub(super) age: Duration,
+}
+
+impl Shared {
+    pub(super) fn try_new(storage: AnyStorage, policy: Policy) -> Result<Self, PolicyError> {
+        let namespace = policy.check()?;
+        Ok(Self {
+            namespace,
+            detail: Name::new("key"),
+            running: Arc::new(Semaphore::new(policy.max_running.min(Semaphore::MAX_PERMITS))),
+            waiting: Semaphore::new(policy.max_waiting.min(Semaphore::MAX_PERMITS)),
+            board: Board::default(),
+            storage,
+            policy,
+        })
+    }
+
+    pub(super) fn key(&self, digest: &[u8; 32]) -> Key {
+        Key::new(&self.namespace, &self.detail, Identity::new(digest))
+    }
+
+    pub(super) fn rule(&self) -> Rule {
+        Rule { repeat: self.policy.repeat, can_recover: self.policy.recover.is_some() }
+    }
+
+    /// The phase in which a handler starts.
+    pub(super) fn first_phase(&self) -> Phase {
+        match self.policy.commit_point {
+            true => Phase::BeforeCommit,
+            false => Phase::Undeclared,
+        }
+    }
+
+    /// Gives the storage the time that the policy allows.
+    pub(super) async fn in_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        if self.storage.answers_at_once() {
+            return work.await;
+        }
+        timeout(self.policy.timeout, work).await.unwrap_or_else(|_| Err(unanswered()))
+    }
+
+    pub(super) fn encode(&self, record: &Record, digest: &[u8; 32]) -> Bytes {
+        record::encode(record, digest, self.policy.compression)
+    }
+
+    /// Claims the key if nobody has, and says whose it is otherwise.
+    ///
+    /// # Cancel safety
+    ///
+    /// If it is dropped, what it may have claimed is freed in the background.
+    pub(super) async fn claim(&self, ticket: &Ticket) -> Result<Found> {
+        self.write_claim(ticket, When::Absent, 1, self.first_phase()).await
+    }
+
+    /// Takes the key over from an owner that has vanished, if nobody else does.
+    pub(super) async fn take_over(
+        &self,
+        ticket: &Ticket,
+        seen: &Seen,
+        phase: Phase,
+    ) -> Result<Found> {
+        let attempt = seen.record.attempt.saturating_add(1);
+        self.write_claim(ticket, When::Version(seen.version), attempt, phase).await
+    }
+
+    async fn write_claim(
+        &self,
+        ticket: &Ticket,
+        when: When,
+        attempt: u32,
+        phase: Phase,
+    ) -> Result<Found> {
+        let claim =
+            Claim::new(self.storage.clone(), self.key(&ticket.digest), self.policy.retention);
+        let record = Record {
+            token: claim.token,
+            fingerprint: ticket.fingerprint,
+            attempt,
+            lease: self.policy.lease,
+            label: ticket.label.clone(),
+            state: State::Pending(phase),
+        };
+        let value = self.encode(&record, &ticket.digest);
+        let mut bid = Bid { claim, doubt: false };
+        let standing = match self.in_time(bid.place(when, value.clone())).await {
+            // A write whose answer was lost, and which cannot be seen, may still be on its way. The
+            // same once more finds it, or comes before it.
+            Err(error) if error.is_transient() && error.kind() != ErrorKind::Timeout => {
+                self.in_time(bid.place(when, value.clone())).await
+            }
+            standing => standing,
+        }?;
+        match standing {
+            Standing::Ours(grant) => Ok(Found::Ours(self.claimed(bid, grant, record, value))),
+            Standing::NotOurs(Some(entry)) => self.read(entry, &ticket.digest).map(Found::Theirs),
+            // What was to be taken over has come to its end.
+            Standing::NotOurs(None) => Err(Error::new(
+                ErrorKind::Unavailable,
+                "the key has ended while it was taken over; the next try claims it",
+            )),
+        }
+    }
+
+    fn claimed(&self, bid: Bid, grant: Grant, record: Record, value: Bytes) -> Claimed {
+        let claim = bid.claim.clone();
+        let hold = Arc::new(Hold::new(claim, grant, value, self.policy.lease));
+        Claimed { hold, record }
+    }
+
+    /// What an entry says.
+    pub(super) fn read(&self, entry: Entry, digest: &[u8; 32]) -> Result<Seen> {
+        let Entry { value, version, age, .. } = entry;
+        // A record may be of a time when more was allowed.
+        let max = self.policy.max_response.max(64 << 20);
+        match record::decode(value, digest, max) {
+            Ok(record) => Ok(Seen { record, version, age }),
+            Err(error) => {
+                event!(error, ?error, "the record of an idempotency key cannot be read");
+                Err(Error::new(ErrorKind::Corrupt, "the record of the key cannot be read"))
+            }
+        }
+    }
+}
+
+/// A claim on its way.
+struct Bid {
+    claim: Claim,
+    /// The storage may hold the claim without anybody knowing.
+    doubt: bool,
+}
+
+impl Bid {
+    async fn place(&mut self, when: When, value: Bytes) -> Result<Standing> {
+        self.doubt = true;
+        let standing = self.claim.write(when, value).await;
+        self.doubt = standing.is_err();
+        standing
+    }
+}
+
+impl Drop for Bid {
+    fn drop(&mut self) {
+        if self.doubt
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let claim = self.claim.clone();
+            let clear = async move { timeout(LONGEST_DOUBT, claim.clear(None)).await };
+            drop(self.claim.storage.tasks().spawn_on(clear, &runtime));
+        }
+    }
+}
+
+/// How long it is tried to free what may have been claimed.
+const LONGEST_DOUBT: Duration = Duration::from_secs(10);
+
+pub(super) fn unanswered() -> Error {
+    Error::new(ErrorKind::Timeout, "the storage gave no answer in time")
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("policy", &self.policy)
+            .field("storage", &self.storage)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,9 @@
+//! Idempotency keys, as their users see them.
+
+#[path = "../support/race.rs"]
+mod race;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod basics;
+mod till;
