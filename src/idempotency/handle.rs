@@ -173,8 +173,7 @@ impl Idempotency {
 
     /// Whether the lease is lost: this attempt may be taken for dead, and another one may run.
     pub fn is_lost(&self) -> bool {
-        let now = tokio::time::Instant::now();
-        self.inner.hold.as_ref().is_some_and(|hold| hold.deadline() <= now)
+        self.inner.hold.as_ref().is_some_and(|hold| hold.is_over())
     }
 
     /// Resolves when the lease is lost. Never while the storage is away and

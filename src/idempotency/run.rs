@@ -3,7 +3,14 @@
 
 mod finish;
 
-use std::{future::Future, panic::AssertUnwindSafe, pin::Pin, sync::Arc};
+use std::{
+    future::Future,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -11,7 +18,7 @@ use http::{Request, Response, header, request, response};
 use http_body::Body;
 use tokio::{
     sync::{mpsc, oneshot as channel},
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 use tower_service::Service;
 
@@ -44,40 +51,14 @@ pub(super) struct Run {
     record: Record,
     handle: Idempotency,
     key: IdempotencyKey,
-}
-
-/// What goes on beside the handler: the signs of life, and the end of the process.
-struct Beside {
-    beats: Pin<Box<dyn Future<Output = ()> + Send>>,
-    abandoned: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// From then on there are no more signs of life.
+    until: Instant,
+    /// The last word was said.
+    is_over: AtomicBool,
 }
 
 /// The process is about to end, and does not wait any more.
 struct Abandoned;
-
-impl Beside {
-    fn new(shared: &Shared, hold: &Arc<Hold>) -> Self {
-        let beats = timeout(shared.policy.longest_run, beat(Arc::clone(hold)));
-        Self {
-            beats: Box::pin(async move {
-                // Also when the lease is lost: what was begun is brought to its end.
-                let _ = beats.await;
-                std::future::pending().await
-            }),
-            abandoned: Box::pin(shared.storage.tasks().abandoned()),
-        }
-    }
-
-    /// Does the work, unless the process ends before it.
-    async fn during<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Abandoned> {
-        tokio::select! {
-            biased;
-            done = work => Ok(done),
-            () = &mut self.abandoned => Err(Abandoned),
-            () = &mut self.beats => unreachable!("it never ends"),
-        }
-    }
-}
 
 impl Run {
     pub(super) fn new(
@@ -94,7 +75,34 @@ impl Run {
             record.clone(),
             Some(Arc::clone(&hold)),
         );
-        Self { shared: Arc::clone(shared), ticket, hold, record, handle, key }
+        let until = Instant::now() + shared.policy.longest_run;
+        Self {
+            shared: Arc::clone(shared),
+            ticket,
+            hold,
+            record,
+            handle,
+            key,
+            until,
+            is_over: false.into(),
+        }
+    }
+
+    /// Does the work, and gives signs of life meanwhile, unless the process ends before it.
+    async fn alive<T>(&self, work: impl Future<Output = T>) -> Result<T, Abandoned> {
+        // Dropped with this call: one that is under way must not stand in the way of the last word.
+        let beats = timeout_at(self.until, beat(Arc::clone(&self.hold)));
+        let beats = async {
+            // Also when the lease is lost: what was begun is brought to its end.
+            let _ = beats.await;
+            std::future::pending().await
+        };
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            () = self.shared.storage.tasks().abandoned() => Err(Abandoned),
+            never = beats => never,
+        }
     }
 
     /// Recovers if that comes first, runs the handler, and stores what it answers.
@@ -119,9 +127,8 @@ impl Run {
             Ok(Err(Full)) => return self.turn_away(Refusal::TooManyInFlight, reply).await,
             Err(_) => return self.turn_away(Refusal::Unavailable, reply).await,
         };
-        let mut beside = Beside::new(&shared, &self.hold);
         let reply = match recovers {
-            true => match self.recover(&mut beside, &parts, &body, reply).await {
+            true => match self.recover(&parts, &body, reply).await {
                 Some(reply) => reply,
                 None => return,
             },
@@ -130,8 +137,14 @@ impl Run {
         let mut request = Request::from_parts(parts, B::from(body));
         request.extensions_mut().insert(self.handle.clone());
         let work = AssertUnwindSafe(oneshot(inner, request)).catch_unwind();
-        match beside.during(work).await {
-            Ok(Ok(Ok(response))) => self.answered(response, &mut beside, reply).await,
+        match self.alive(work).await {
+            Ok(Ok(Ok(response))) => {
+                // The body, and what the policy is made of, may panic as well.
+                let answered = AssertUnwindSafe(self.answered(response, reply)).catch_unwind();
+                if answered.await.is_err() && !self.is_over.load(SeqCst) {
+                    self.failed().await;
+                }
+            }
             Ok(Ok(Err(error))) => {
                 self.failed().await;
                 let _ = reply.send(Err(error));
@@ -157,7 +170,6 @@ impl Run {
     /// Finds out what the vanished owner has done. The reply comes back if the handler is to run.
     async fn recover<R: Body, E>(
         &mut self,
-        beside: &mut Beside,
         parts: &request::Parts,
         body: &Bytes,
         reply: Reply<R, E>,
@@ -167,7 +179,7 @@ impl Run {
         let recovery = match (&policy.recover, self.vanished(parts, body)) {
             (Some(recover), vanished) => {
                 let asked = AssertUnwindSafe(async { recover(vanished).await }).catch_unwind();
-                match beside.during(asked).await {
+                match self.alive(asked).await {
                     Ok(recovery) => recovery.unwrap_or(Recovery::Unknown),
                     Err(Abandoned) => Recovery::Unknown,
                 }
@@ -254,18 +266,13 @@ impl Run {
         }
     }
 
-    async fn answered<R: Body, E>(
-        self,
-        response: Response<R>,
-        beside: &mut Beside,
-        reply: Reply<R, E>,
-    ) {
+    async fn answered<R: Body, E>(&self, response: Response<R>, reply: Reply<R, E>) {
         let (mut parts, body) = response.into_parts();
         let own = parts.extensions.remove::<Disposition>();
         parts.extensions.insert(Outcome::Executed);
         let usual = || self.shared.policy.classify(&Answer::new(&parts));
         match self.disposition(own, usual) {
-            Disposition::Store => self.store(parts, body, beside, reply).await,
+            Disposition::Store => self.store(parts, body, reply).await,
             Disposition::Seal => self.seal(parts, body, SealReason::ByHandler, reply).await,
             Disposition::Release => {
                 self.release().await;
@@ -276,7 +283,7 @@ impl Run {
 
     /// Stores that the request was executed, and lets the response pass.
     async fn seal<R: Body, E>(
-        self,
+        &self,
         parts: response::Parts,
         body: R,
         reason: SealReason,
@@ -288,13 +295,7 @@ impl Run {
 
     /// Stores the response before the client has it, if its body is there; and if it is not, passes
     /// the body on while it comes, and stores the response before the client has the end.
-    async fn store<R: Body, E>(
-        self,
-        parts: response::Parts,
-        body: R,
-        beside: &mut Beside,
-        reply: Reply<R, E>,
-    ) {
+    async fn store<R: Body, E>(&self, parts: response::Parts, body: R, reply: Reply<R, E>) {
         let (policy, size) = (&self.shared.policy, body.size_hint());
         let length = content_length(&parts);
         let most = policy.max_response as u64;
@@ -336,7 +337,7 @@ impl Run {
                     let _ = pieces.send(Piece::Data(chunk.clone()));
                 };
                 let rest = chunks.read(&mut body, policy.max_response, pass_on);
-                match beside.during(timeout(policy.body_timeout, rest)).await {
+                match self.alive(timeout(policy.body_timeout, rest)).await {
                     Ok(Ok(end)) => Some(end),
                     Ok(Err(_)) | Err(Abandoned) => None,
                 }

@@ -29,6 +29,9 @@ use crate::{
     storage::{ErrorKind, Identity},
 };
 
+/// How often a key is asked for that ends just then.
+const MOST_VAIN: u32 = 8;
+
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Reply<R> = Response<ResponseBody<R>>;
 
@@ -190,8 +193,8 @@ where
             let run = Run::new(&shared, ticket, key, claimed);
             let (reply, answer) = channel::channel();
             drop(shared.storage.tasks().spawn(run.execute(inner, parts, body, recovers, reply)));
-            // Without a reply the runtime is shutting down.
-            answer.await.unwrap_or_else(|_| Ok(refuse(&shared.policy, &Refusal::Stopping)))
+            // Without a reply the task has panicked, or its runtime has come to its end.
+            answer.await.unwrap_or_else(|_| Ok(refuse(&shared.policy, &Refusal::Panicked)))
         }
         Decision::RunUnprotected => {
             let (token, label) = ([0; 16], ticket.label.clone());
@@ -278,10 +281,18 @@ async fn decide<R: Body>(
 ) -> Decision<R> {
     let mut found = shared.claim(ticket).await;
     let mut wait = None;
+    let mut vain = 0;
     loop {
         let seen = match found {
             Ok(Found::Ours(claimed)) => return Decision::Run(claimed, false),
             Ok(Found::Theirs(seen)) => seen,
+            // What was to be taken over has come to its end.
+            Ok(Found::Nobodys) if vain < MOST_VAIN => {
+                vain += 1;
+                found = shared.claim(ticket).await;
+                continue;
+            }
+            Ok(Found::Nobodys) => return Decision::Refuse(Refusal::Unavailable),
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 return Decision::Refuse(Refusal::Unreadable);
             }

@@ -42,6 +42,8 @@ pub(super) enum Found {
     Ours(Claimed),
     /// Somebody's record.
     Theirs(Seen),
+    /// Nothing any more.
+    Nobodys,
 }
 
 /// A key that was claimed.
@@ -149,11 +151,7 @@ impl Shared {
         match standing {
             Standing::Ours(grant) => Ok(Found::Ours(self.claimed(bid, grant, record, value))),
             Standing::NotOurs(Some(entry)) => self.read(entry, &ticket.digest).map(Found::Theirs),
-            // What was to be taken over has come to its end.
-            Standing::NotOurs(None) => Err(Error::new(
-                ErrorKind::Unavailable,
-                "the key has ended while it was taken over; the next try claims it",
-            )),
+            Standing::NotOurs(None) => Ok(Found::Nobodys),
         }
     }
 

@@ -132,6 +132,10 @@ impl Hold {
         answer
     }
 
+    pub(crate) fn is_over(&self) -> bool {
+        self.deadline() <= Instant::now()
+    }
+
     pub(crate) fn lose(&self) {
         self.known.send_modify(|known| known.deadline = known.deadline.min(Instant::now()));
     }

@@ -1,6 +1,10 @@
 //! The last word of an execution to the storage.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
@@ -142,6 +146,7 @@ impl Run {
     }
 
     fn over(&self) {
+        self.is_over.store(true, SeqCst);
         self.hold.lose();
         self.shared.board.tell(&self.ticket.digest);
     }
