@@ -1,4 +1,4 @@
-//! What layers tell one another about a request.
+//! What layers tell one another about a request or its response.
 //!
 //! Marks ride in the extensions. No layer knows another; who reads a mark need not know who set it.
 
@@ -46,3 +46,26 @@ impl SessionMark {
         self.0.load(Relaxed)
     }
 }
+
+/// Among the extensions of a response: it repeats a stored answer, and the handler did not run.
+///
+/// An idempotency layer puts it there when it repeats the answer to an earlier request of the same
+/// key; one of your own can do the same. A rate limit further out then gives the request's units
+/// back, so that a client that tries again is not punished for it, unless its policy
+/// counts replays (`rate_limit::Policy::with_replays_counted`).
+///
+/// A request that is turned away because its twin is still running is no replay: nothing was
+/// repeated.
+///
+/// # Examples
+///
+/// ```
+/// use tower_keep::marks::ReplayMark;
+///
+/// let mut response = http::Response::new("paid");
+/// response.extensions_mut().insert(ReplayMark);
+/// // Later, in a layer further out:
+/// assert!(response.extensions().get::<ReplayMark>().is_some());
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ReplayMark;
