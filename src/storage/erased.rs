@@ -35,6 +35,8 @@ trait StorageDyn: fmt::Debug + Send + Sync {
     ) -> BoxFuture<'a, Result<()>>;
     fn acquire_dyn<'a>(&'a self, charges: &'a [Charge<'a>]) -> BoxFuture<'a, Result<Vec<Verdict>>>;
     fn capabilities_dyn(&self) -> Capabilities;
+    #[cfg(feature = "idempotency")]
+    fn audit_for_claims_dyn(&self);
 }
 
 impl<S: Storage> StorageDyn for S {
@@ -65,6 +67,14 @@ impl<S: Storage> StorageDyn for S {
 
     fn capabilities_dyn(&self) -> Capabilities {
         self.capabilities()
+    }
+
+    #[cfg(feature = "idempotency")]
+    fn audit_for_claims_dyn(&self) {
+        #[cfg(feature = "redis")]
+        if let Some(redis) = (self as &dyn Any).downcast_ref::<super::redis::RedisStorage>() {
+            redis.audit_once();
+        }
     }
 }
 
@@ -100,6 +110,14 @@ impl AnyStorage {
     pub(crate) fn with_denials(storage: impl Storage, denials: Arc<Denials>) -> Self {
         let memory = (&storage as &dyn Any).downcast_ref().cloned();
         Self { storage: Arc::new(storage), memory, denials }
+    }
+
+    /// Has a server looked at, in the background, that may be set up to lose claims: once for each
+    /// storage, however many layers ask. What is found is logged.
+    #[cfg(feature = "idempotency")]
+    #[allow(dead_code)]
+    pub(crate) fn audit_for_claims(&self) {
+        self.storage.audit_for_claims_dyn();
     }
 
     /// Whether every operation is done at its first poll.

@@ -1,12 +1,16 @@
 //! State in Redis, shared between processes. Nothing outside this folder knows Redis.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use bb8_redis::{RedisConnectionManager, bb8};
 
 use self::{lanes::Lanes, read::SeenTags, script::Scripts};
 use super::{Name, Result, denials::Denials};
 
+mod audit;
 mod breaker;
 mod builder;
 mod call;
@@ -24,7 +28,7 @@ mod secret;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use self::builder::RedisStorageBuilder;
+pub use self::{audit::RedisFinding, builder::RedisStorageBuilder};
 
 /// State in Redis, shared between processes.
 ///
@@ -39,7 +43,8 @@ pub use self::builder::RedisStorageBuilder;
 /// and one for large bodies.
 ///
 /// Set `maxmemory-policy noeviction` on a server that holds sessions, claims or limits: every key
-/// has an expiry, so the `volatile` policies evict them too.
+/// has an expiry, so the `volatile` policies evict them too. [`audit`](Self::audit) tells whether the
+/// server is set up so.
 ///
 /// # Outages
 ///
@@ -81,6 +86,8 @@ struct Inner {
     scripts: &'static Scripts,
     denials: Arc<Denials>,
     seen: SeenTags,
+    /// Whether the server was looked at for a layer that asked for it.
+    audited: AtomicBool,
 }
 
 impl RedisStorage {
