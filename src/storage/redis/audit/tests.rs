@@ -3,7 +3,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     MemoryStorage, Storage,
-    storage::redis::tests::support::{RedisServer, until},
+    storage::{
+        Get, Identity, Key, Name,
+        redis::tests::support::{RedisServer, until},
+    },
 };
 
 #[cfg(feature = "tracing")]
@@ -146,12 +149,8 @@ async fn however_many_layers_ask_a_server_is_looked_at_once() {
 async fn nobody_asks_for_a_storage_without_claims() {
     let server = RedisServer::start();
     let any = connected(&server).await.erase();
-    let key = crate::storage::Key::new(
-        &crate::storage::Name::new("t"),
-        &crate::storage::Name::new("d"),
-        crate::storage::Identity::new("a"),
-    );
-    any.get(&key, crate::storage::Get::new()).await.unwrap();
+    let key = Key::new(&Name::new("t"), &Name::new("d"), Identity::new("a"));
+    any.get(&key, Get::new()).await.unwrap();
     sleep(Duration::from_millis(100)).await;
     assert_eq!(questions_to(&server), 0);
 }
@@ -225,9 +224,11 @@ mod logged {
         let storage = builder.build().await.unwrap();
         storage.clone().erase().audit_for_claims();
         let weak = Arc::downgrade(&storage.inner);
-        // The task holds the storage while it asks.
-        until(LONG, || async { (server.calls("ping") > 0).then_some(()) }).await;
-        sleep(Duration::from_millis(300)).await;
+        // Asked or turned away; the task holds the storage until it has logged.
+        until(LONG, || async {
+            server.ask("INFO commandstats").contains("cmdstat_config|get").then_some(())
+        })
+        .await;
         drop(storage);
         until(LONG, || async { weak.upgrade().is_none().then_some(()) }).await;
         log.text()
@@ -258,6 +259,22 @@ mod logged {
             format!("redis://shop:hunter2@127.0.0.1:{}", server.port())
         })
         .await;
+        assert_eq!(log.matches(" WARN ").count() + log.matches("ERROR").count(), 0, "{log}");
+    }
+
+    #[tokio::test]
+    async fn a_mute_server_is_not_worth_a_word() {
+        let (log, _guard) = Log::of_this_thread();
+        let server = RedisServer::start();
+        let builder = RedisStorage::builder().url(server.url()).secret("a secret for this test");
+        let builder = builder.entry_deadline(Duration::from_millis(100)).connect_timeout(LONG);
+        let any = builder.build().await.unwrap().erase();
+        server.pause_process();
+        any.audit_for_claims();
+        // Two attempts.
+        sleep(Duration::from_millis(1_500)).await;
+        server.resume();
+        let log = log.text();
         assert_eq!(log.matches(" WARN ").count() + log.matches("ERROR").count(), 0, "{log}");
     }
 }
