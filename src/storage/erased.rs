@@ -181,7 +181,6 @@ impl AnyStorage {
     /// Has a server looked at, in the background, that may be set up to lose claims: once for each
     /// storage, however many layers ask. What is found is logged.
     #[cfg(feature = "idempotency")]
-    #[allow(dead_code)]
     pub(crate) fn audit_for_claims(&self) {
         self.storage.audit_for_claims_dyn();
     }
