@@ -129,23 +129,26 @@ fn the_location_of_a_sealed_response_keeps_its_secrecy() {
 }
 
 #[test]
-fn every_phase_and_every_reason_is_told_from_the_others() {
+fn every_phase_and_every_reason_keeps_its_code() {
+    use SealReason::{ByHandler, ByOperator, Failed, OverQuota, Streaming, TooLarge, Trailers};
+
     let phases = [Phase::Undeclared, Phase::BeforeCommit, Phase::AfterCommit, Phase::Recovering];
-    for phase in phases {
+    for (phase, code) in phases.into_iter().zip(1..) {
         for record in [record(State::Pending(phase)), record(State::Unknown(phase))] {
-            assert_eq!(decode(encode(&record, &KEY, None), &KEY, 0), Ok(record));
+            let encoded = encode(&record, &KEY, None);
+            assert_eq!(encoded[PHASE], code);
+            assert_eq!(decode(encoded, &KEY, 0), Ok(record));
         }
     }
-    let reasons: Vec<_> = (1..=7).map(|code| SealReason::from_code(code).unwrap()).collect();
-    for reason in &reasons {
-        let record = sealed(None, *reason);
-        assert_eq!(decode(encode(&record, &KEY, None), &KEY, 0), Ok(record));
+    let reasons = [TooLarge, Streaming, Failed, Trailers, ByHandler, OverQuota, ByOperator];
+    for (reason, code) in reasons.into_iter().zip(1..) {
+        let record = sealed(None, reason);
+        let encoded = encode(&record, &KEY, None);
+        assert_eq!(encoded[encoded.len() - 2..], [code, 0]);
+        assert_eq!(decode(encoded, &KEY, 0), Ok(record));
     }
-    let mut words: Vec<_> = reasons.iter().map(|reason| reason.as_str()).collect();
-    assert_eq!(reasons[0].to_string(), "too-large");
-    words.sort_unstable();
-    words.dedup();
-    assert_eq!(words.len(), 7);
+    let words = "too-large streaming failed trailers by-handler over-quota by-operator";
+    assert_eq!(reasons.map(|reason| reason.to_string()).join(" "), words);
 }
 
 #[test]
@@ -200,7 +203,7 @@ fn a_newer_version_is_told_from_damage() {
 }
 
 #[test]
-fn every_truncation_is_an_error() {
+fn what_is_too_short_or_too_long_is_damaged() {
     for record in examples() {
         let encoded = encode(&record, &KEY, None);
         for length in 0..encoded.len() {
@@ -208,6 +211,13 @@ fn every_truncation_is_an_error() {
             assert_eq!(read, Err(DecodeError::Damaged), "{length} of {}", encoded.len());
         }
         let longer = [&encoded[..], b"x"].concat();
+        assert_eq!(decode(longer.into(), &KEY, ANY_SIZE), Err(DecodeError::Damaged));
+        // A head that is longer, with nothing read of what is added.
+        let head = head_length(&encoded);
+        let mut longer = [&encoded[..head], b"\0", &encoded[head..]].concat();
+        longer[HEAD_LENGTH..][..4].copy_from_slice(&(head as u32 + 1).to_be_bytes());
+        let sum = checksum_of(&longer[..head + 1]);
+        longer[CHECKSUM..CHECKED_FROM].copy_from_slice(&sum.to_be_bytes());
         assert_eq!(decode(longer.into(), &KEY, ANY_SIZE), Err(DecodeError::Damaged));
     }
 }
