@@ -202,6 +202,15 @@ mod tests {
         assert_eq!(Roster::decode(&roster.encode()), Err(DecodeError::Damaged));
     }
 
+    #[test]
+    fn a_part_of_an_item_is_damage() {
+        let mut bytes = full().encode().to_vec();
+        bytes.truncate(HEAD + ITEM + 1);
+        let sum = checksum(&bytes[HEAD..]);
+        bytes[4..HEAD].copy_from_slice(&sum.to_be_bytes());
+        assert_eq!(Roster::decode(&bytes), Err(DecodeError::Damaged));
+    }
+
     /// If this fails, the format has changed: raise `VERSION`.
     #[test]
     fn the_format_has_not_changed() {

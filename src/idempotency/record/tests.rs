@@ -10,6 +10,10 @@ const KEY: [u8; 32] = [0x4b; 32];
 const HEAD_LENGTH: usize = CHECKED_FROM;
 const STATE: usize = CHECKED_FROM + 4;
 const PHASE: usize = FIXED - 3;
+/// Where what the state needs begins.
+const OF_STATE: usize = FIXED + "POST /api/payments".len();
+/// Where the two lengths of the body stand.
+const LENGTHS: usize = OF_STATE + 2 + 1 + 4;
 
 fn record(state: State) -> Record {
     Record {
@@ -193,11 +197,10 @@ fn a_newer_version_is_told_from_damage() {
         let phase = forged(encoded, |bytes| bytes[PHASE] = 1);
         assert_eq!(decode(phase, &KEY, ANY_SIZE), Err(Damaged), "a phase");
     }
-    let state = FIXED + "POST /api/payments".len();
-    let coding = forged(&done, |bytes| bytes[state + 2] = 99);
+    let coding = forged(&done, |bytes| bytes[OF_STATE + 2] = 99);
     assert_eq!(decode(coding, &KEY, ANY_SIZE), Err(OtherVersion), "coding");
     for reason in [0, 8] {
-        let reason = forged(&sealed, |bytes| bytes[state + 2] = reason);
+        let reason = forged(&sealed, |bytes| bytes[OF_STATE + 2] = reason);
         assert_eq!(decode(reason, &KEY, ANY_SIZE), Err(OtherVersion), "reason");
     }
 }
@@ -219,6 +222,29 @@ fn what_is_too_short_or_too_long_is_damaged() {
         let sum = checksum_of(&longer[..head + 1]);
         longer[CHECKSUM..CHECKED_FROM].copy_from_slice(&sum.to_be_bytes());
         assert_eq!(decode(longer.into(), &KEY, ANY_SIZE), Err(DecodeError::Damaged));
+    }
+}
+
+#[test]
+fn a_head_that_contradicts_itself_is_damaged() {
+    let done = encode(&with_body("hello"), &KEY, None);
+    let sealed = encode(&sealed(Some(b"/"), SealReason::Failed), &KEY, None);
+    for (encoded, at, byte, what) in [
+        (&done, LENGTHS + 7, 4, "fewer bytes than there are"),
+        (&done, LENGTHS + 7, 6, "more bytes than there are"),
+        (&done, LENGTHS + 15, 4, "a shorter body"),
+        (&done, LENGTHS + 15, 6, "a longer body"),
+        (&done, LENGTHS - 1, 5, "fewer fields"),
+        (&done, LENGTHS - 4, 255, "more fields than there is room for"),
+        (&done, OF_STATE, 255, "no status"),
+        (&sealed, OF_STATE, 255, "no status"),
+        (&sealed, OF_STATE + 3, 0, "no location"),
+        (&sealed, OF_STATE + 3, 2, "neither a location nor none"),
+        (&sealed, OF_STATE + 5, b'\n', "a location that is no value of a field"),
+        (&done, FIXED, 0xff, "a label that is no text"),
+    ] {
+        let read = decode(forged(encoded, |bytes| bytes[at] = byte), &KEY, ANY_SIZE);
+        assert_eq!(read, Err(DecodeError::Damaged), "{what}");
     }
 }
 
@@ -343,8 +369,6 @@ mod compressed {
     use super::*;
 
     const SMALL: Option<Compression> = Some(Compression { level: 1, minimum: 10 });
-    /// Where the two lengths of the body stand.
-    const LENGTHS: usize = FIXED + "POST /api/payments".len() + 2 + 1 + 4;
 
     #[test]
     fn a_body_is_compressed_where_that_makes_it_shorter() {
@@ -375,6 +399,7 @@ mod compressed {
             assert_eq!(read, Err(DecodeError::Damaged), "{length}");
         }
         assert_eq!(decode(claims(u64::MAX), &KEY, ANY_SIZE), Err(DecodeError::TooLarge));
+        assert_eq!(decode(claims((64 << 20) + 1), &KEY, ANY_SIZE), Err(DecodeError::Damaged));
     }
 
     #[test]
