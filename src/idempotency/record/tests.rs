@@ -228,6 +228,7 @@ fn what_is_too_short_or_too_long_is_damaged() {
 #[test]
 fn a_head_that_contradicts_itself_is_damaged() {
     let done = encode(&with_body("hello"), &KEY, None);
+    let nowhere = encode(&sealed(None, SealReason::Failed), &KEY, None);
     let sealed = encode(&sealed(Some(b"/"), SealReason::Failed), &KEY, None);
     for (encoded, at, byte, what) in [
         (&done, LENGTHS + 7, 4, "fewer bytes than there are"),
@@ -239,7 +240,7 @@ fn a_head_that_contradicts_itself_is_damaged() {
         (&done, OF_STATE, 255, "no status"),
         (&sealed, OF_STATE, 255, "no status"),
         (&sealed, OF_STATE + 3, 0, "no location"),
-        (&sealed, OF_STATE + 3, 2, "neither a location nor none"),
+        (&nowhere, OF_STATE + 3, 2, "neither a location nor none"),
         (&sealed, OF_STATE + 5, b'\n', "a location that is no value of a field"),
         (&done, FIXED, 0xff, "a label that is no text"),
     ] {
