@@ -319,6 +319,13 @@ impl Proxy {
         self.network.cut_below.send_replace(self.opened());
     }
 
+    /// While it is so, silently swallows everything, also over new connections. What is swallowed
+    /// never comes, so the connections of before end with it.
+    pub(crate) fn set_partitioned(&self, partitioned: bool) {
+        let mute_below = if partitioned { u64::MAX } else { self.opened() };
+        self.network.mute_below.store(mute_below, Ordering::Relaxed);
+    }
+
     /// Holds every piece of traffic up.
     pub(crate) fn delay(&self, by: Duration) {
         self.network.delay_ms.store(by.as_millis() as u64, Ordering::Relaxed);
