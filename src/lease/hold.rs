@@ -47,6 +47,7 @@ struct Known {
 }
 
 /// What became of the last write of a hold.
+#[cfg_attr(not(feature = "idempotency"), allow(dead_code))]
 pub(crate) enum Finish {
     /// It was written.
     Written,
@@ -101,6 +102,7 @@ impl Hold {
     /// be there, or come there, but the next extension writes the old one.
     ///
     /// Like [`finish`](Self::finish) it waits for the extensions that are under way.
+    #[cfg_attr(not(feature = "idempotency"), allow(dead_code))]
     pub(crate) async fn change(&self, value: Bytes) -> Result<Extension> {
         let mut current = self.value.write().await;
         if current.is_none() {
@@ -161,6 +163,7 @@ impl Hold {
     /// From the first try on nothing else is written: who has seen this value must not find the
     /// former one again. So the lease is not extended any more. May be tried again after an error;
     /// once the answer is known, the lease is over.
+    #[cfg_attr(not(feature = "idempotency"), allow(dead_code))]
     pub(crate) async fn finish(&self, value: Bytes) -> Result<Finish> {
         let mut current = self.value.write().await;
         *current = None;

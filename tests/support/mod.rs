@@ -5,7 +5,7 @@ pub(crate) mod monitor;
 
 use std::{
     future::Future,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{Ipv4Addr, TcpListener as StdListener, TcpStream as StdStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -212,7 +212,13 @@ impl RedisServer {
         let mut length = 0;
         for line in lines {
             stream.write_all(format!("{line}\r\n").as_bytes()).unwrap();
-            length = stream.read(&mut reply).unwrap();
+            length = loop {
+                match stream.read(&mut reply) {
+                    // The end of a child process is a signal, too.
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    read => break read.unwrap(),
+                }
+            };
         }
         String::from_utf8_lossy(&reply[..length]).into_owned()
     }
