@@ -12,7 +12,10 @@ use std::{
 };
 
 use tokio::{runtime::Handle, task::JoinHandle, time::timeout};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 
 /// How long before the end of a shutdown the tasks are told, at most.
 const LONGEST_NOTICE: Duration = Duration::from_secs(1);
@@ -79,6 +82,13 @@ impl Tasks {
         F: Future<Output: Send> + Send + 'static,
     {
         self.tracker.spawn(task)
+    }
+
+    /// Counts as a task, as long as it lives. For what a task returns and begins another when it is
+    /// dropped: a task that nobody joins drops that after its end.
+    #[cfg_attr(not(feature = "rate-limit"), allow(dead_code))]
+    pub(crate) fn token(&self) -> TaskTrackerToken {
+        self.tracker.token()
     }
 
     /// Resolves when a shutdown will soon give up, so that a task can leave word of what it cannot
