@@ -38,7 +38,7 @@ use tower_keep::{
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 /// How long an operation of [`Distant`] takes, to half there and to half back.
-const TRIP: Duration = Duration::from_millis(100);
+const TRIP: Duration = Duration::from_millis(40);
 /// Timers fire on whole milliseconds.
 const TICK: Duration = Duration::from_millis(2);
 
@@ -198,6 +198,7 @@ async fn a_renewal_in_the_background_is_stored_before_the_end() {
     let storage = distant.clone().erase();
     let app = page.cached(storage.clone(), minute().with_stale_while_revalidate(MINUTE));
     assert_eq!(text(&app, "/").await, "1");
+    assert!(storage.shutdown(SECOND).await.is_clean());
     advance(MINUTE + SECOND).await;
     assert_eq!(text(&app, "/").await, "1", "stale");
     let began = Instant::now();
@@ -223,10 +224,8 @@ async fn values_are_kept_before_the_end_also_if_nobody_waits_for_them() {
     assert!(tokio::time::timeout(SECOND / 2, filling).await.is_err());
     assert!(storage.shutdown(10 * SECOND).await.is_clean());
     assert!(distant.is_idle());
-    let now = |value| {
-        CacheHandle::new(distant.memory.clone())
-            .get_or_fill("value", keep.clone(), move || make(value))
-    };
+    let near = CacheHandle::new(distant.memory.clone());
+    let now = |value| near.get_or_fill("value", keep.clone(), move || make(value));
     assert_eq!(now(7).await.unwrap(), 1);
 
     advance(MINUTE + SECOND).await;
@@ -484,28 +483,20 @@ async fn a_purge_that_is_owed_is_tried_once_more_when_the_time_is_nearly_up() {
     let distant = Distant::new();
     let storage = distant.clone().erase();
     purge_in_an_outage(&distant, &storage).await;
-    // By now the pauses between two tries are a second long.
-    let until_down = |within: Duration| {
-        let is_down = Arc::clone(&distant.is_down);
-        async move {
-            sleep(within).await;
-            is_down.store(false, SeqCst);
-        }
-    };
-    // The next try would come after the end.
-    while !distant.is_idle() {
-        sleep(TICK).await;
-    }
+    // Until the pauses between two tries are a second long, and then until one begins.
     sleep(10 * SECOND).await;
-    while distant.is_idle() {
-        sleep(TICK).await;
+    for is_pausing in [true, false] {
+        while distant.is_idle() != is_pausing {
+            sleep(TICK).await;
+        }
     }
     while !distant.is_idle() {
         sleep(TICK).await;
     }
-    let ((), drained) =
-        tokio::join!(until_down(TRIP), storage.shutdown(9 * SECOND / 10 + TRIP / 2));
-    assert!(drained.is_clean(), "{drained:?}");
+    distant.is_down.store(false, SeqCst);
+    // The next try is due after the end.
+    assert!(storage.shutdown(Duration::from_millis(950)).await.is_clean());
+    assert_eq!(stored(&distant.memory).await, "new");
 }
 
 #[tokio::test(start_paused = true)]
@@ -517,8 +508,8 @@ async fn the_second_of_two_purges_is_waited_for_and_made_early_if_that_takes_too
         cache.invalidate_after(["tag"], delay * SECOND).await.unwrap();
         let keep = Keep::for_ttl(60 * MINUTE).with_tags(["tag"]);
         let old = || async { Ok::<_, Infallible>("old".to_owned()) };
-        let filling = CacheHandle::new(distant.memory.clone()).get_or_fill("value", keep, old);
-        assert_eq!(filling.await.unwrap(), "old");
+        let near = CacheHandle::new(distant.memory.clone());
+        assert_eq!(near.get_or_fill("value", keep, old).await.unwrap(), "old");
         let began = Instant::now();
         assert!(storage.shutdown(within * SECOND).await.is_clean());
         assert!((expected - TRIP..expected + 2 * TRIP).contains(&began.elapsed()));
@@ -536,64 +527,80 @@ async fn begin(app: &Router, request: Request<Body>, entered: &Notify) -> JoinHa
 
 #[tokio::test]
 async fn on_redis_all_layers_are_drained() {
-    const MOMENT: Duration = Duration::from_millis(200);
+    const MOMENT: Duration = Duration::from_millis(100);
     let server = RedisServer::start();
-    let connect = || async { RedisStorage::connect(server.url()).await.unwrap() };
+    let connect = || async {
+        let builder = RedisStorage::builder().url(server.url());
+        builder.decision_deadline(MINUTE).entry_deadline(MINUTE).build().await.unwrap()
+    };
     let (redis, other) = (connect().await, connect().await);
     let (entered, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let calls = Arc::new(AtomicUsize::new(0));
+    let work = {
+        let (entered, release, calls) =
+            (Arc::clone(&entered), Arc::clone(&release), Arc::clone(&calls));
+        move || async move {
+            calls.fetch_add(1, SeqCst);
+            entered.notify_one();
+            release.notified().await;
+            "done"
+        }
+    };
     let app = |storage: &RedisStorage| {
-        let work = {
-            let (entered, release, calls) =
-                (Arc::clone(&entered), Arc::clone(&release), Arc::clone(&calls));
-            move || async move {
-                calls.fetch_add(1, SeqCst);
-                entered.notify_one();
-                release.notified().await;
-                "done"
+        let work = work.clone();
+        let save = {
+            let work = work.clone();
+            move |mut session: Session<SessionMap>| async move {
+                session.insert("name", work().await).unwrap();
             }
         };
+        let policy = session::Policy::new().with_timeout(MINUTE);
+        let saved = Router::new()
+            .route("/save", get(save))
+            .layer(SessionLayer::new(storage.clone(), policy.clone()));
         let limited = Router::new()
             .route("/limited", get(work.clone()))
             .layer(RateLimitLayer::new(storage.clone(), limit()));
         Router::new()
             .route("/", get(work))
             .layer(CacheLayer::new(storage.clone(), minute()))
+            .merge(saved)
             .merge(limited)
-            .merge(sessions(storage.clone().erase(), session::Policy::new()))
+            .merge(sessions(storage.clone(), policy))
     };
     let here = app(&redis);
     let cookie = begin_session(&here).await;
     assert!(redis.shutdown(SECOND).await.is_clean());
 
     let filling = begin(&here, request("/"), &entered).await;
+    let saving = begin(&here, of_session("/save", &cookie), &entered).await;
     let reserving = begin(&here, request("/limited"), &entered).await;
     assert_eq!(remaining(other.clone()).await, 4);
-    // From here on the answers of the server take their time.
-    assert_eq!(server.ask("CLIENT PAUSE 200 ALL"), "+OK\r\n");
-    let began = Instant::now();
-    let saving = tokio::spawn({
-        let (here, request) = (here.clone(), of_session("/set", &cookie));
-        async move { drop(send(&here, request).await) }
-    });
-    for client in [filling, reserving] {
+    let gone = |client: JoinHandle<()>| async move {
         client.abort();
         assert!(client.await.unwrap_err().is_cancelled());
-    }
-    let release_it = async {
-        sleep(MOMENT / 2).await;
-        release.notify_waiters();
     };
-    let (drained, (), ()) =
-        tokio::join!(redis.shutdown(10 * SECOND), release_it, async { saving.await.unwrap() });
+    server.pause_process();
+    gone(reserving).await;
+    gone(filling).await;
+    release.notify_waiters();
+    sleep(MOMENT).await;
+    gone(saving).await;
+    let began = Instant::now();
+    let resume = async {
+        sleep(MOMENT).await;
+        server.resume();
+    };
+    let (drained, ()) = tokio::join!(redis.shutdown(10 * SECOND), resume);
     assert!(drained.is_clean());
     assert!(began.elapsed() >= MOMENT);
+
     let there = app(&other);
     assert_eq!(text(&there, "/").await, "done");
-    assert_eq!(calls.load(SeqCst), 2, "the fill was stored");
+    assert_eq!(calls.load(SeqCst), 3, "the answer was stored");
+    assert_eq!(send(&there, of_session("/read", &cookie)).await.into_body(), "done");
     assert_eq!(remaining(other).await, 5, "the units were given back");
-    assert_eq!(send(&there, of_session("/read", &cookie)).await.into_body(), "value");
     let began = Instant::now();
     assert!(redis.shutdown(MINUTE).await.is_clean());
-    assert!(began.elapsed() < SECOND);
+    assert!(began.elapsed() < SECOND, "the connections are not waited for");
 }
