@@ -270,7 +270,7 @@ mod tests {
         let (told, when) = oneshot::channel();
         let (began, abandoned) = (Instant::now(), tasks.abandoned());
         tasks.spawn(async move {
-            abandoned.await;
+            let _ = timeout(600 * SECOND, abandoned).await;
             let _ = told.send(began.elapsed());
         });
         when.await.unwrap()
@@ -294,13 +294,13 @@ mod tests {
         let late = tokio::spawn(async move {
             sleep(Duration::from_millis(9_500)).await;
             assert!(during.is_abandoned());
-            during.abandoned().await;
+            assert!(timeout(SECOND, during.abandoned()).await.is_ok());
         });
         assert!(!tasks.is_abandoned());
         assert_eq!(tasks.shutdown(10 * SECOND).await.abandoned, 1);
         late.await.unwrap();
         assert!(!tasks.is_abandoned(), "the process goes on");
-        early.await;
+        assert!(timeout(SECOND, early).await.is_ok());
         assert!(timeout(60 * SECOND, tasks.abandoned()).await.is_err());
         assert_eq!(tasks.shutdown(SECOND).await.abandoned, 1, "and may be shut down again");
     }
@@ -330,7 +330,7 @@ mod tests {
         });
         assert_eq!(tasks.shutdown(10 * SECOND).await.abandoned, 1);
         assert!(tasks.is_abandoned(), "the other is about to give up");
-        tasks.abandoned().await;
+        assert!(timeout(TICK, tasks.abandoned()).await.is_ok());
         assert_eq!(later.await.unwrap().abandoned, 1);
         assert!(!tasks.is_abandoned());
     }
