@@ -2,8 +2,12 @@
 
 #[path = "../support/race.rs"]
 mod race;
+#[path = "../support/staged.rs"]
+mod staged;
 #[path = "../support/mod.rs"]
 mod support;
 
 mod basics;
+mod cancel;
 mod till;
+mod traces;

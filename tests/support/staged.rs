@@ -1,20 +1,28 @@
 //! A storage that does what a test says at an operation of the test's choice.
+#![allow(dead_code)]
 
 use std::{
     future::pending,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{
+    sync::{oneshot, watch},
+    time::sleep,
+};
 use tower_keep::{
-    MemoryStorage, Storage,
+    MemoryStorage, Quota, Storage,
     storage::{
         AnyStorage, Capabilities, Charge, Error, ErrorKind, Get, Invalidation, Key, Lookup, Name,
-        Put, PutOutcome, Result, Tags, Verdict, When,
+        Put, PutOutcome, Result, Spend, Tag, Tags, Verdict, When,
     },
 };
 
-use crate::nodes::Dice;
+use crate::race::Dice;
+
+/// After that, what is [late](Fate::Late) is applied.
+pub(crate) const LATE: Duration = Duration::from_secs(1);
 
 /// What becomes of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +35,18 @@ pub(crate) enum Fate {
     Unapplied,
     /// It is applied, and the answer is lost.
     Unanswered,
+    /// The connection breaks before it is applied.
+    Refused,
+    /// The connection breaks after it was applied.
+    Unheard,
+    /// It is not applied, and never answered.
+    MuteBefore,
+    /// It is applied, and never answered.
+    MuteAfter,
+    /// It is applied a second later, and never answered.
+    Late,
+    /// There is no room for what it writes.
+    Full,
     /// Nothing is answered any more, from this operation on.
     DeadBefore,
     /// This operation is the last that is applied, and not even it is answered.
@@ -37,8 +57,20 @@ pub(crate) enum Fate {
 #[derive(Debug, Clone)]
 pub(crate) struct Staged {
     memory: MemoryStorage,
-    dice: Option<Dice>,
+    way: Way,
     script: Arc<Script>,
+}
+
+/// How requests and answers travel.
+#[derive(Debug, Clone)]
+enum Way {
+    AtOnce,
+    /// As long as the dice say; what nobody waits for does not arrive.
+    Dice(Dice),
+    /// So long; what nobody waits for does not arrive.
+    Recalled(Duration),
+    /// So long; what was sent arrives, as over a connection.
+    Sent(Duration),
 }
 
 #[derive(Debug)]
@@ -46,6 +78,7 @@ struct Script {
     plan: Mutex<Plan>,
     reached: watch::Sender<bool>,
     released: watch::Sender<bool>,
+    keys: Mutex<Vec<Key>>,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +86,7 @@ struct Plan {
     /// How many operations there were since it was made.
     done: usize,
     at: Option<(usize, Fate)>,
+    all: Option<Fate>,
     dead: bool,
     log: Vec<String>,
 }
@@ -60,13 +94,24 @@ struct Plan {
 impl Staged {
     pub(crate) fn new(memory: &MemoryStorage) -> Self {
         let (reached, released) = (watch::channel(false).0, watch::channel(false).0);
-        let script = Script { plan: Mutex::default(), reached, released };
-        Self { memory: memory.clone(), dice: None, script: Arc::new(script) }
+        let (plan, keys) = (Mutex::default(), Mutex::default());
+        let script = Arc::new(Script { plan, reached, released, keys });
+        Self { memory: memory.clone(), way: Way::AtOnce, script }
     }
 
     /// Every request and every answer takes as long as the dice say.
     pub(crate) fn delayed(memory: &MemoryStorage, dice: &Dice) -> Self {
-        Self { dice: Some(dice.clone()), ..Self::new(memory) }
+        Self { way: Way::Dice(dice.clone()), ..Self::new(memory) }
+    }
+
+    /// Every request and every answer takes so long. Who goes away takes back what has not arrived.
+    pub(crate) fn recalled(memory: &MemoryStorage, way: Duration) -> Self {
+        Self { way: Way::Recalled(way), ..Self::new(memory) }
+    }
+
+    /// Every request and every answer takes so long. What was sent arrives, whoever goes away.
+    pub(crate) fn sent(memory: &MemoryStorage, way: Duration) -> Self {
+        Self { way: Way::Sent(way), ..Self::new(memory) }
     }
 
     /// Counts from now on, and has this become of the operation of that number (from 0).
@@ -82,9 +127,19 @@ impl Staged {
         *self.script.plan.lock().unwrap() = Plan::default();
     }
 
+    /// From now on this becomes of every operation. `None`: all is well again.
+    pub(crate) fn all(&self, fate: Option<Fate>) {
+        *self.script.plan.lock().unwrap() = Plan { all: fate, ..Plan::default() };
+    }
+
     /// What was asked for since the plan was made.
     pub(crate) fn log(&self) -> Vec<String> {
         self.script.plan.lock().unwrap().log.clone()
+    }
+
+    /// The keys under which something was to be put, each once.
+    pub(crate) fn keys(&self) -> Vec<Key> {
+        self.script.keys.lock().unwrap().clone()
     }
 
     /// Waits until the operation is reached.
@@ -117,26 +172,54 @@ impl Staged {
         plan.log.push(what.to_owned());
         let number = plan.done;
         plan.done += 1;
+        if plan.all.is_some() {
+            return plan.all;
+        }
         let fate = plan.at.and_then(|(at, fate)| (at == number).then_some(fate))?;
         plan.dead = matches!(fate, Fate::DeadBefore | Fate::DeadAfter);
         self.script.reached.send_replace(true);
         Some(fate)
     }
 
-    async fn pause(&self) {
-        if let Some(dice) = &self.dice {
-            dice.pause().await;
+    async fn travel<T: Send + 'static>(
+        way: Way,
+        operation: impl Future<Output = T> + Send + 'static,
+    ) -> T {
+        match way {
+            Way::AtOnce => operation.await,
+            Way::Dice(dice) => {
+                dice.pause().await;
+                let answer = operation.await;
+                dice.pause().await;
+                answer
+            }
+            Way::Recalled(way) => {
+                sleep(way).await;
+                let answer = operation.await;
+                sleep(way).await;
+                answer
+            }
+            Way::Sent(way) => {
+                let (answered, answer) = oneshot::channel();
+                tokio::spawn(async move {
+                    sleep(way).await;
+                    let answer = operation.await;
+                    sleep(way).await;
+                    let _ = answered.send(answer);
+                });
+                answer.await.unwrap()
+            }
         }
     }
 
-    async fn act<T>(&self, what: &str, operation: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn act<T: Send + 'static>(
+        &self,
+        what: &str,
+        operation: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
         let lost = || Err(Error::new(ErrorKind::Timeout, "no answer, as the test wants it"));
-        let operation = async {
-            self.pause().await;
-            let answer = operation.await;
-            self.pause().await;
-            answer
-        };
+        let broken = || Err(Error::new(ErrorKind::Unavailable, "broken, as the test wants it"));
+        let operation = Self::travel(self.way.clone(), operation);
         match self.next(what) {
             None => operation.await,
             Some(Fate::HeldBefore) => {
@@ -153,9 +236,25 @@ impl Staged {
                 let _ = operation.await;
                 lost()
             }
-            Some(Fate::DeadBefore) => pending().await,
-            Some(Fate::DeadAfter) => {
+            Some(Fate::Refused) => broken(),
+            Some(Fate::Unheard) => {
                 let _ = operation.await;
+                broken()
+            }
+            Some(Fate::Full) if what == "put" => {
+                Err(Error::new(ErrorKind::Full, "no room, as the test wants it"))
+            }
+            Some(Fate::Full) => operation.await,
+            Some(Fate::MuteBefore | Fate::DeadBefore) => pending().await,
+            Some(Fate::MuteAfter | Fate::DeadAfter) => {
+                let _ = operation.await;
+                pending().await
+            }
+            Some(Fate::Late) => {
+                tokio::spawn(async move {
+                    sleep(LATE).await;
+                    let _ = operation.await;
+                });
                 pending().await
             }
         }
@@ -164,23 +263,57 @@ impl Staged {
 
 impl Storage for Staged {
     async fn get(&self, key: &Key, get: Get) -> Result<Lookup> {
-        self.act("get", self.memory.get(key, get)).await
+        let (memory, key) = (self.memory.clone(), key.clone());
+        self.act("get", async move { memory.get(&key, get).await }).await
     }
 
     async fn put(&self, key: &Key, put: Put<'_>) -> Result<PutOutcome> {
-        self.act("put", self.memory.put(key, put)).await
+        {
+            let mut keys = self.script.keys.lock().unwrap();
+            if !keys.contains(key) {
+                keys.push(key.clone());
+            }
+        }
+        let (memory, key, tags) = (self.memory.clone(), key.clone(), put.tags.to_vec());
+        let mut owned = Put::new(put.value, put.ttl).with_condition(put.when);
+        (owned.max_lifetime, owned.fence) = (put.max_lifetime, put.fence);
+        owned.evictable = put.evictable;
+        self.act("put", async move { memory.put(&key, owned.with_tags(&tags)).await }).await
     }
 
     async fn delete(&self, key: &Key, when: When) -> Result<bool> {
-        self.act("delete", self.memory.delete(key, when)).await
+        let (memory, key) = (self.memory.clone(), key.clone());
+        self.act("delete", async move { memory.delete(&key, when).await }).await
     }
 
     async fn invalidate(&self, namespace: &Name, tags: Tags<'_>, how: Invalidation) -> Result<()> {
-        self.act("invalidate", self.memory.invalidate(namespace, tags, how)).await
+        let (memory, namespace) = (self.memory.clone(), namespace.clone());
+        let tags: Option<Vec<Tag>> = match tags {
+            Tags::Any(tags) => Some(tags.to_vec()),
+            Tags::All => None,
+        };
+        let invalidate = async move {
+            let tags = tags.as_deref().map_or(Tags::All, Tags::Any);
+            memory.invalidate(&namespace, tags, how).await
+        };
+        self.act("invalidate", invalidate).await
     }
 
     async fn acquire(&self, charges: &[Charge<'_>]) -> Result<Vec<Verdict>> {
-        self.memory.acquire(charges).await
+        let memory = self.memory.clone();
+        let charges: Vec<(Key, Quota, Spend, bool)> =
+            charges.iter().map(|it| (it.key.clone(), it.quota, it.spend, it.enforce)).collect();
+        let acquire = async move {
+            let charges: Vec<Charge<'_>> = charges
+                .iter()
+                .map(|(key, quota, spend, enforce)| {
+                    let charge = Charge::new(key, *quota, *spend);
+                    if *enforce { charge } else { charge.without_enforcement() }
+                })
+                .collect();
+            memory.acquire(&charges).await
+        };
+        self.act("acquire", acquire).await
     }
 
     fn capabilities(&self) -> Capabilities {
