@@ -9,5 +9,7 @@ mod support;
 
 mod basics;
 mod cancel;
+mod flows;
+mod outage;
 mod till;
 mod traces;
