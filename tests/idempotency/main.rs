@@ -9,6 +9,8 @@ mod support;
 
 mod basics;
 mod cancel;
+mod drain;
+mod failures;
 mod flows;
 mod outage;
 mod till;

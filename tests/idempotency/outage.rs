@@ -481,6 +481,28 @@ async fn a_release_that_fails_is_repeated() {
     }
 }
 
+/// A scope has one place; none is lost for the hour that it would take to be free by itself.
+#[tokio::test(start_paused = true)]
+async fn a_place_that_is_not_granted_or_too_late_is_not_taken() {
+    let policy = || Policy::scope_public().with_max_in_flight(1);
+    for fate in
+        [Fate::Unapplied, Fate::Refused, Fate::MuteBefore, Fate::HeldBefore, Fate::HeldAfter]
+    {
+        let memory = MemoryStorage::new();
+        let staged = Staged::new(&memory);
+        let till = Till::counting(staged.clone(), policy());
+        staged.plan(1, fate);
+        assert_eq!(short(&till.charge("a-key", "").await), (503, false, "unavailable".into()));
+        assert_eq!((left(&memory).await, till.executions()), (Left::Nothing, 0));
+        sleep(SECOND).await;
+        staged.release();
+        sleep(SETTLED).await;
+        for key in ["a-key", "b-key"] {
+            assert_eq!(till.charge(key, "").await.status(), 201, "{fate:?}");
+        }
+    }
+}
+
 /// An open policy runs what it cannot check, and nothing else.
 #[tokio::test(start_paused = true)]
 async fn an_open_policy_runs_what_it_cannot_check() {
