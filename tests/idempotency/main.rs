@@ -2,8 +2,16 @@
 
 #[path = "../support/race.rs"]
 mod race;
+#[path = "../support/staged.rs"]
+mod staged;
 #[path = "../support/mod.rs"]
 mod support;
 
 mod basics;
+mod cancel;
+mod drain;
+mod failures;
+mod flows;
+mod outage;
 mod till;
+mod traces;
