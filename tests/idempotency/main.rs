@@ -6,4 +6,6 @@ mod race;
 mod support;
 
 mod basics;
+mod states;
 mod till;
+mod wire;
