@@ -15,3 +15,5 @@ mod flows;
 mod outage;
 mod till;
 mod traces;
+mod states;
+mod wire;
