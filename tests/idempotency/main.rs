@@ -6,4 +6,8 @@ mod race;
 mod support;
 
 mod basics;
+mod desk;
+mod history;
+mod network;
+mod races;
 mod till;
