@@ -163,7 +163,13 @@ impl Run {
 
     /// Answers without having done anything.
     async fn turn_away<R: Body, E>(&self, refusal: Refusal, reply: Reply<R, E>) {
-        self.release().await;
+        match self.record.state {
+            // What was taken over must not be forgotten: its first owner may have executed it.
+            State::Pending(phase) if self.record.attempt > 1 => {
+                self.finish(State::Unknown(phase)).await;
+            }
+            _ => self.release().await,
+        }
         let _ = reply.send(Ok(refuse(&self.shared.policy, &refusal)));
     }
 

@@ -139,7 +139,7 @@ impl Shared {
             state: State::Pending(phase),
         };
         let value = self.encode(&record, &ticket.digest);
-        let mut bid = Bid { claim, doubt: false };
+        let mut bid = Bid { claim, first: when == When::Absent, doubt: false };
         let standing = match self.in_time(bid.place(when, value.clone())).await {
             // A write whose answer was lost, and which cannot be seen, may still be on its way. The
             // same once more finds it, or comes before it.
@@ -179,6 +179,8 @@ impl Shared {
 /// A claim on its way.
 struct Bid {
     claim: Claim,
+    /// Nobody had the key before.
+    first: bool,
     /// The storage may hold the claim without anybody knowing.
     doubt: bool,
 }
@@ -194,7 +196,10 @@ impl Bid {
 
 impl Drop for Bid {
     fn drop(&mut self) {
+        // What was taken over must not be forgotten: its first owner may have executed it. It is there
+        // for the next one after a lease.
         if self.doubt
+            && self.first
             && let Ok(runtime) = Handle::try_current()
         {
             let claim = self.claim.clone();
