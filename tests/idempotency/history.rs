@@ -456,15 +456,19 @@ impl History {
         for (&id, request) in requests {
             let (sent, payload) = request.sent.ok_or("something without a request")?;
             let told = |answer: &Answer| Act::Told { payload, answer: answer.clone() };
+            // A claim whose answer was lost may come through when nobody counts on it any more, also
+            // after the same once more was answered.
+            let told_of_claim = !matches!(request.answered, None | Some((_, Answer::Refused)));
+            if self.promise.lossy || (request.entered.is_none() && !told_of_claim) {
+                push(sent, NEVER, false, Act::Claim { id, payload, numbers: None });
+                push(sent, NEVER, false, Act::Unclaim { id });
+            }
             let Some((entered, attempt, fence)) = request.entered else {
                 match &request.answered {
                     Some((_, Answer::Own(own))) => {
                         return Err(format!("request {id} was told {own:?} by no handler"));
                     }
-                    Some((_, Answer::Refused)) | None => {
-                        push(sent, NEVER, false, Act::Claim { id, payload, numbers: None });
-                        push(sent, NEVER, false, Act::Unclaim { id });
-                    }
+                    Some((_, Answer::Refused)) | None => {}
                     Some((at, answer)) => push(sent, *at, true, told(answer)),
                 }
                 continue;

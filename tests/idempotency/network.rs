@@ -22,13 +22,16 @@ use crate::race::Dice;
 
 /// The way of one node to the storage. Clones are the same.
 ///
-/// What is on its way goes on when nobody waits for it any more, as with a server.
+/// What is on its way goes on when nobody waits for it any more, as with a server, and arrives in the
+/// order in which it was sent, as over one connection; what is late is overtaken.
 #[derive(Debug, Clone)]
 pub(crate) struct Remote {
     memory: MemoryStorage,
     dice: Dice,
     lease: Duration,
     link: Arc<Link>,
+    /// One after another.
+    lane: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Debug)]
@@ -63,7 +66,8 @@ impl Remote {
     pub(crate) fn new(memory: &MemoryStorage, dice: &Dice, lease: Duration, faults: u64) -> Self {
         let (open, overtaken) = (watch::channel(true).0, Mutex::default());
         let link = Arc::new(Link { open, faults: faults.into(), overtaken });
-        Self { memory: memory.clone(), dice: dice.clone(), lease, link }
+        let lane = Arc::default();
+        Self { memory: memory.clone(), dice: dice.clone(), lease, link, lane }
     }
 
     pub(crate) fn open(&self, open: bool) {
@@ -93,15 +97,22 @@ impl Remote {
         let kind = [ErrorKind::Timeout, ErrorKind::Unavailable][dice.below(2) as usize];
         let lost = move || Err(Error::new(kind, "lost, as the dice want it"));
         let delay = self.lease.mul_f64(dice.below(200) as f64 / 100.0);
+        let lane = Arc::clone(&self.lane);
         let on_its_way = tokio::spawn(async move {
+            let turn = lane.lock_owned().await;
             dice.pause().await;
             link.pass().await;
             match fault {
                 Some(Fault::LostBefore) => return lost(),
-                Some(Fault::Late) => sleep(delay).await,
+                Some(Fault::Late) => {
+                    drop(turn);
+                    sleep(delay).await;
+                    return operation.await;
+                }
                 _ => {}
             }
             let answer = operation.await;
+            drop(turn);
             link.pass().await;
             dice.pause().await;
             answer

@@ -112,7 +112,7 @@ async fn world(seed: u64, trouble: Trouble, tally: &mut Tally) {
     let (dice, memory, log) = (Dice::new(seed), MemoryStorage::new(), Log::new());
     let repeat = REPEATS[dice.below(2) as usize];
     let commit_point = dice.one_in(3);
-    let faults = if trouble == Trouble::Losses { 4 + dice.below(12) } else { 0 };
+    let faults = if trouble == Trouble::Losses { 2 + dice.below(8) } else { 0 };
     // With a long patience what was held back is applied when it comes through at last.
     let patience = match dice.one_in(2) {
         true => Duration::from_millis(500),
@@ -163,6 +163,10 @@ async fn world(seed: u64, trouble: Trouble, tally: &mut Tally) {
             true => Duration::from_millis(dice.below(100)),
             false => Duration::from_secs(120),
         };
+        if is_first {
+            order.work = LEASE + LEASE.mul_f64(dice.below(200) as f64 / 100.0);
+            (order.payload, order.patience) = (0, Duration::from_secs(120));
+        }
         let (desk, dice) = (desks[node].clone(), dice.clone());
         tasks.push(tokio::spawn(async move {
             if !is_first && !dice.one_in(3) {
