@@ -6,4 +6,5 @@ mod race;
 mod support;
 
 mod basics;
+mod probes;
 mod till;
