@@ -65,7 +65,7 @@ pub use rate_limit::{Limiter, RateLimitLayer};
 pub use session::{SessionLayer, Sessions};
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
-pub use storage::redis::{RedisStorage, RedisStorageBuilder};
+pub use storage::redis::{RedisFinding, RedisStorage, RedisStorageBuilder};
 pub use storage::{
     Storage,
     memory::{MemoryStats, MemoryStorage, MemoryStorageBuilder},

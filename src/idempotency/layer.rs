@@ -52,6 +52,8 @@ impl<S> Layer<S> for IdempotencyLayer {
     type Service = IdempotencyService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
+        // Not in `new`, which may be called before the runtime is there. Once a storage is enough.
+        self.shared.storage.audit_for_claims();
         IdempotencyService::new(inner, Arc::clone(&self.shared))
     }
 }

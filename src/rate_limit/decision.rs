@@ -223,6 +223,11 @@ impl Decision {
         }
     }
 
+    /// Whether it is taken back when the response repeats a stored one.
+    pub(super) fn is_free_for_replays(&self) -> bool {
+        !self.0.rules.policy.counts_replays
+    }
+
     /// This decision and those of the layers outside.
     pub(super) fn chain(&self) -> impl Iterator<Item = &Self> {
         std::iter::successors(Some(self), |decision| decision.outer())

@@ -14,8 +14,11 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::{
-    Decision, Policy, Rejection, ResponseBody, reservation::Reservation, settle::ResponseHead,
+    Decision, Policy, Rejection, ResponseBody,
+    reservation::{self, Reservation},
+    settle::ResponseHead,
 };
+use crate::marks::ReplayMark;
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -52,7 +55,8 @@ pin_project! {
     /// # Cancel safety
     ///
     /// Dropped before the response is there, it gives back what a
-    /// [`Settlement`](super::Settlement) had reserved.
+    /// [`Settlement`](super::Settlement) had reserved. Dropped while it settles or gives the units of
+    /// a replay back, it does so all the same.
     pub struct ResponseFuture<S, B>
     where
         S: Service<Request<B>>,
@@ -139,15 +143,24 @@ where
                     let Some(Admitted { decision, reservation }) = admitted.take() else {
                         return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                     };
-                    let Some(reservation) = reservation else {
-                        decision.write_headers(response.headers_mut());
-                        return Poll::Ready(Ok(response.map(ResponseBody::inner)));
+                    let replayed = response.extensions().get::<ReplayMark>().is_some();
+                    let settled: BoxFuture<Decision> = match reservation {
+                        Some(reservation) if replayed && decision.is_free_for_replays() => {
+                            Box::pin(reservation.give_back())
+                        }
+                        None if replayed && decision.is_free_for_replays() => {
+                            Box::pin(reservation::give_back(decision))
+                        }
+                        Some(reservation) => {
+                            let cost = reservation.cost(ResponseHead::new(&response));
+                            Box::pin(reservation.settle(cost))
+                        }
+                        None => {
+                            decision.write_headers(response.headers_mut());
+                            return Poll::Ready(Ok(response.map(ResponseBody::inner)));
+                        }
                     };
-                    let cost = reservation.cost(ResponseHead::new(&response));
-                    State::Settling {
-                        settled: Box::pin(reservation.settle(cost)),
-                        response: Some(response),
-                    }
+                    State::Settling { settled, response: Some(response) }
                 }
                 StateProj::Settling { settled, response } => {
                     let decision = ready!(settled.as_mut().poll(cx));

@@ -3,29 +3,23 @@
 use std::{
     fmt,
     ops::ControlFlow,
-    pin::pin,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
-    task::{Context, Waker},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use tokio::{runtime::Handle, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     Decision, Outage, Policy, PolicyError, Settlement,
+    counters::Counters,
     decision::{Inner, Verdicts},
     policy::QuotaItem,
     reservation::Reservation,
     tier::Choice,
 };
-use crate::{
-    MemoryStorage,
-    storage::{
-        AnyStorage, Charge, Error, ErrorKind, Identity, Key, Name, Result, Spend, Storage, Verdict,
-        acquire_now,
-    },
-    tasks::Tasks,
+use crate::storage::{
+    Charge, Error, ErrorKind, Identity, Key, Name, Result, Spend, Storage, Verdict, acquire_now,
 };
 
 /// The namespace of all limiters unless told otherwise.
@@ -71,10 +65,8 @@ pub struct Limiter {
 }
 
 pub(super) struct Shared {
-    storage: AnyStorage,
+    counters: Arc<Counters>,
     rules: ArcSwap<InForce>,
-    /// Decides while the storage gives no answer.
-    local: OnceLock<MemoryStorage>,
     /// When it was last said that the storage gives no answer.
     outage_told: Mutex<Option<Instant>>,
 }
@@ -83,6 +75,7 @@ pub(super) struct Shared {
 pub(super) struct InForce {
     pub(super) policy: Arc<Policy>,
     pub(super) namespace: Name,
+    pub(super) counters: Arc<Counters>,
 }
 
 /// One charge of a request, ready to be decided. The choice has quotas.
@@ -103,11 +96,13 @@ impl Limiter {
     /// A limiter under a namespace of its own, where policies of one name but different meaning
     /// share a storage.
     pub fn with_namespace(storage: impl Storage, namespace: Name, policy: Policy) -> Self {
+        let counters = Arc::new(Counters::new(storage.erase()));
+        let rules =
+            InForce { policy: Arc::new(policy), namespace, counters: Arc::clone(&counters) };
         Self {
             shared: Arc::new(Shared {
-                storage: storage.erase(),
-                rules: ArcSwap::from_pointee(InForce { policy: Arc::new(policy), namespace }),
-                local: OnceLock::new(),
+                counters,
+                rules: ArcSwap::from_pointee(rules),
                 outage_told: Mutex::default(),
             }),
         }
@@ -193,7 +188,7 @@ impl Limiter {
     ///
     /// If the storage gives no answer. The units then come back when their window ends.
     pub async fn refund(&self, decision: &Decision) -> Result<()> {
-        self.shared.refund(decision, u32::MAX).await.map(drop)
+        self.shared.counters.refund(decision, u32::MAX).await.map(drop)
     }
 
     /// Forgets all that the identity used, in every tier.
@@ -210,10 +205,7 @@ impl Limiter {
             .zip(&keys)
             .map(|(item, key)| Charge::new(key, item.shown.quota(), Spend::Reset))
             .collect();
-        if let Some(local) = self.shared.local.get() {
-            local.acquire(&charges).await?;
-        }
-        self.shared.storage.acquire(&charges).await.map(drop)
+        self.shared.counters.everywhere(&charges).await
     }
 
     /// The policy that is in force.
@@ -235,8 +227,10 @@ impl Limiter {
                 to: policy.name().into(),
             });
         }
-        let namespace = current.namespace.clone();
-        self.shared.rules.store(Arc::new(InForce { policy: Arc::new(policy), namespace }));
+        let InForce { namespace, counters, .. } = &**current;
+        let (namespace, counters) = (namespace.clone(), Arc::clone(counters));
+        let policy = Arc::new(policy);
+        self.shared.rules.store(Arc::new(InForce { policy, namespace, counters }));
         Ok(())
     }
 
@@ -254,7 +248,7 @@ impl Limiter {
 impl fmt::Debug for Limiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Limiter")
-            .field("storage", &self.shared.storage)
+            .field("storage", &self.shared.counters.storage)
             .field("namespace", &self.shared.rules.load().namespace)
             .field("policy", &self.shared.rules.load().policy)
             .finish()
@@ -262,11 +256,11 @@ impl fmt::Debug for Limiter {
 }
 
 impl InForce {
-    fn key(&self, item: &QuotaItem, identity: &Identity) -> Key {
+    pub(super) fn key(&self, item: &QuotaItem, identity: &Identity) -> Key {
         Key::new(&self.namespace, &item.detail, identity.clone())
     }
 
-    fn items(&self, choice: Choice) -> &[QuotaItem] {
+    pub(super) fn items(&self, choice: Choice) -> &[QuotaItem] {
         self.policy.quotas_of(choice).map_or(&[], |set| &set.items)
     }
 }
@@ -314,13 +308,13 @@ impl Shared {
         self: &Arc<Self>,
         question: Question,
     ) -> ControlFlow<Result<Decision>, Question> {
-        if !self.storage.answers_at_once() {
+        if !self.counters.storage.answers_at_once() {
             return ControlFlow::Continue(question);
         }
         if let Some(verdicts) = self.charge_known(&question) {
             return ControlFlow::Break(Ok(self.decision(question, verdicts, false)));
         }
-        match question.ask(|charges| self.storage.acquire_now(charges)) {
+        match question.ask(|charges| self.counters.storage.acquire_now(charges)) {
             Some(answer) => ControlFlow::Break(self.conclude(question, answer)),
             None => ControlFlow::Continue(question),
         }
@@ -332,13 +326,18 @@ impl Shared {
         let namespace = &rules.namespace;
         if let [item] = rules.items(*choice) {
             let counter = (namespace, &item.detail, identity);
-            let verdict = self.storage.charge_known(counter, &item.shown.quota(), *spend)?;
+            let verdict =
+                self.counters.storage.charge_known(counter, &item.shown.quota(), *spend)?;
             return Some(Verdicts::One([verdict]));
         }
         let details = rules.items(*choice).iter().map(|item| (&item.detail, item.shown.quota()));
         let enforce = rules.policy.enforces(identity);
-        let verdicts =
-            self.storage.charge_few_known((namespace, identity), details, *spend, enforce)?;
+        let verdicts = self.counters.storage.charge_few_known(
+            (namespace, identity),
+            details,
+            *spend,
+            enforce,
+        )?;
         Some(Verdicts::Several(verdicts))
     }
 
@@ -350,7 +349,7 @@ impl Shared {
         let keys = question.keys();
         let charges = question.charges(&keys);
         let memory = question.rules.policy.denial_memory();
-        let answer = self.storage.acquire_or_recall(&charges, memory).await;
+        let answer = self.counters.storage.acquire_or_recall(&charges, memory).await;
         self.conclude(question, answer)
     }
 
@@ -366,9 +365,10 @@ impl Shared {
             Err(error) => {
                 self.tell_of_outage(policy, &error);
                 match policy.outage {
-                    Outage::Local => {
-                        (question.ask(|charges| acquire_now(self.local(), charges))?, true)
-                    }
+                    Outage::Local => (
+                        question.ask(|charges| acquire_now(self.counters.stand_in(), charges))?,
+                        true,
+                    ),
                     Outage::Open => (Vec::new(), true),
                     Outage::Closed => return Err(error),
                 }
@@ -419,78 +419,15 @@ impl Shared {
         let shared = Arc::clone(self);
         let reserve = async move {
             let decision = shared.decide(question).await?;
-            Ok(Reservation::new(shared, decision, settlement))
+            Ok(Reservation::new(decision, settlement))
         };
-        let Some(runtime) = self.background() else { return reserve.await };
-        match self.tasks().spawn_on(reserve, &runtime).await {
+        let Some(runtime) = self.counters.background() else { return reserve.await };
+        match self.counters.tasks().spawn_on(reserve, &runtime).await {
             Ok(reservation) => reservation,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(_) => Err(Error::new(ErrorKind::Unavailable, "the runtime is shutting down")),
             },
-        }
-    }
-
-    /// Gives back up to `units` of what each quota of the decision took.
-    pub(super) async fn refund(&self, decision: &Decision, units: u32) -> Result<Vec<Verdict>> {
-        self.adjust(decision, |verdict| match verdict.receipt {
-            Some(receipt) => Spend::Refund { units: units.min(receipt.units()), receipt },
-            None => Spend::Take(0),
-        })
-        .await
-    }
-
-    /// Takes more units, whether they are there or not.
-    pub(super) async fn force(&self, decision: &Decision, units: u32) -> Result<Vec<Verdict>> {
-        self.adjust(decision, |_| Spend::Force(units)).await
-    }
-
-    async fn adjust(
-        &self,
-        decision: &Decision,
-        spend: impl Fn(&Verdict) -> Spend,
-    ) -> Result<Vec<Verdict>> {
-        let Inner { rules, choice, identity, verdicts, degraded, .. } = decision.inner();
-        let items = rules.items(*choice);
-        let keys: Vec<_> = items.iter().map(|item| rules.key(item, identity)).collect();
-        let charges: Vec<_> = items
-            .iter()
-            .zip(&keys)
-            .zip(&**verdicts)
-            .map(|((item, key), verdict)| Charge::new(key, item.shown.quota(), spend(verdict)))
-            .collect();
-        if charges.is_empty() {
-            return Ok(Vec::new());
-        }
-        if *degraded {
-            return self.local().acquire(&charges).await;
-        }
-        self.storage.acquire(&charges).await
-    }
-
-    fn local(&self) -> &MemoryStorage {
-        self.local.get_or_init(MemoryStorage::new)
-    }
-
-    pub(super) fn tasks(&self) -> &Tasks {
-        self.storage.tasks()
-    }
-
-    /// Where to run what has to outlive its caller. `None` if nothing has to be waited for, and
-    /// outside of a Tokio runtime.
-    pub(super) fn background(&self) -> Option<Handle> {
-        if self.storage.answers_at_once() { None } else { Handle::try_current().ok() }
-    }
-
-    /// Runs to its end whatever becomes of the caller; outside of a runtime as far as it gets
-    /// without waiting.
-    pub(super) fn detach(&self, work: impl Future<Output = ()> + Send + 'static) {
-        match self.background() {
-            Some(runtime) => drop(self.tasks().spawn_on(work, &runtime)),
-            None => {
-                let ready = pin!(work).poll(&mut Context::from_waker(Waker::noop())).is_ready();
-                debug_assert!(ready || !self.storage.answers_at_once(), "it has to be waited for");
-            }
         }
     }
 }

@@ -61,7 +61,9 @@
 //!    The process remembers it: until the quota can have room again, requests of the same identity
 //!    and cost are refused without asking the storage.
 //! 5. An admitted request carries its [`Decision`] in its extensions. With a [`Settlement`] the
-//!    units are settled when the response is there.
+//!    units are settled when the response is there. An answer that only repeats a stored one, as its
+//!    [mark](crate::marks::ReplayMark) says, costs nothing, unless the policy
+//!    [counts replays](Policy::with_replays_counted).
 //! 6. The response tells the client about its quota, see [`Headers`].
 //!
 //! # Order of layers
@@ -105,6 +107,7 @@
 //! write them.
 
 mod address;
+mod counters;
 mod decision;
 #[cfg(feature = "axum")]
 mod extract;

@@ -166,6 +166,7 @@ pub struct Policy {
     pub(super) address: ClientAddress,
     cost: Option<Arc<CostFn>>,
     pub(super) settlement: Option<Settlement>,
+    pub(super) counts_replays: bool,
     exempt: Option<Arc<Exempt>>,
     allowed: Option<Networks>,
     denied: Option<Networks>,
@@ -217,6 +218,7 @@ impl Policy {
             address: ClientAddress::peer(),
             cost: None,
             settlement: None,
+            counts_replays: false,
             exempt: None,
             allowed: None,
             denied: None,
@@ -369,6 +371,35 @@ impl Policy {
     #[must_use]
     pub fn with_settlement(mut self, settlement: Settlement) -> Self {
         self.settlement = Some(settlement);
+        self
+    }
+
+    /// Lets a request count whose answer only repeats a stored one. Default: a response with a
+    /// [`ReplayMark`](crate::marks::ReplayMark) costs nothing, whatever a [`Settlement`] would say:
+    /// its units are given back, as the handler did not run.
+    ///
+    /// Units are taken before anybody knows what the answer will be. So a client that has none left
+    /// is refused, replay or not.
+    ///
+    /// # Security
+    ///
+    /// What is free can be repeated as often as one likes, and each time costs a lookup and the
+    /// bytes of the answer. Of several limits, let the outermost one, by address, count replays.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_keep::rate_limit::{KeyExtractor, Policy};
+    ///
+    /// let by_address = Policy::new("address", "600/min".parse()?).with_replays_counted();
+    /// let by_customer = Policy::new("orders", "20/min".parse()?)
+    ///     .with_key(KeyExtractor::header("x-api-key"));
+    /// # let _ = (by_address, by_customer);
+    /// # Ok::<_, tower_keep::quota::ParseQuotaError>(())
+    /// ```
+    #[must_use]
+    pub fn with_replays_counted(mut self) -> Self {
+        self.counts_replays = true;
         self
     }
 

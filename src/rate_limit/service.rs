@@ -208,9 +208,8 @@ fn ask(shared: &Arc<Shared>, question: Question) -> Passage {
     let settlement = policy.settlement.clone();
     let question = match shared.decide_now(question) {
         ControlFlow::Break(answer) => {
-            let reserve = |decision: &Decision| {
-                Some(Reservation::new(Arc::clone(shared), decision.clone(), settlement?))
-            };
+            let reserve =
+                |decision: &Decision| Some(Reservation::new(decision.clone(), settlement?));
             let answer = answer.map(|decision| (reserve(&decision), decision));
             return Passage::Decided(judge(shared, answer));
         }

@@ -34,6 +34,8 @@ trait StorageDyn: fmt::Debug + Send + Sync {
     ) -> BoxFuture<'a, Result<()>>;
     fn acquire_dyn<'a>(&'a self, charges: &'a [Charge<'a>]) -> BoxFuture<'a, Result<Vec<Verdict>>>;
     fn capabilities_dyn(&self) -> Capabilities;
+    #[cfg(feature = "idempotency")]
+    fn audit_for_claims_dyn(&self);
 }
 
 impl<S: Storage> StorageDyn for S {
@@ -64,6 +66,14 @@ impl<S: Storage> StorageDyn for S {
 
     fn capabilities_dyn(&self) -> Capabilities {
         self.capabilities()
+    }
+
+    #[cfg(feature = "idempotency")]
+    fn audit_for_claims_dyn(&self) {
+        #[cfg(feature = "redis")]
+        if let Some(redis) = (self as &dyn Any).downcast_ref::<super::redis::RedisStorage>() {
+            redis.audit_once();
+        }
     }
 }
 
@@ -166,6 +176,13 @@ impl AnyStorage {
     /// What layers run beside requests.
     pub(crate) fn tasks(&self) -> &Tasks {
         &self.shared.tasks
+    }
+
+    /// Has a server looked at, in the background, that may be set up to lose claims: once for each
+    /// storage, however many layers ask. What is found is logged.
+    #[cfg(feature = "idempotency")]
+    pub(crate) fn audit_for_claims(&self) {
+        self.storage.audit_for_claims_dyn();
     }
 
     /// Whether every operation is done at its first poll.

@@ -39,7 +39,6 @@ use tracing::Instrument;
 use crate::stage::{calm, outcome};
 
 #[path = "../support/log.rs"]
-#[allow(dead_code, reason = "this is the log of a test, not of the process")]
 mod log;
 
 const S: Duration = Duration::from_secs(1);
@@ -745,18 +744,9 @@ async fn what_is_no_path_cannot_be_purged() {
     cache.invalidate_uri("/items/1?a=b").await.unwrap();
 }
 
-fn write_to(log: &log::Log) -> tracing::subscriber::DefaultGuard {
-    let log = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
-        .with_ansi(false)
-        .with_writer(move || log.clone());
-    tracing::subscriber::set_default(subscriber.finish())
-}
-
 #[tokio::test]
 async fn a_fill_belongs_to_the_span_of_its_request() {
-    let _guard = write_to(&log::Log::default());
+    let (_log, _guard) = log::Log::of_this_thread();
     let handler = || async {
         let span = tracing::Span::current();
         span.metadata().map_or("", |it| it.name()).to_owned()
@@ -771,8 +761,7 @@ async fn a_fill_belongs_to_the_span_of_its_request() {
 
 #[tokio::test]
 async fn logs_do_not_show_what_is_stored() {
-    let log = log::Log::default();
-    let _guard = write_to(&log);
+    let (log, _guard) = log::Log::of_this_thread();
     let cache = CacheHandle::new(MemoryStorage::new());
     let secret = async || Ok::<_, io::Error>("hunter2".to_owned());
     cache.get_or_fill("user 7", Keep::for_ttl(TTL), secret).await.unwrap();

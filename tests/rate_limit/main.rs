@@ -8,6 +8,7 @@ mod layer;
 mod limiter;
 mod outage;
 mod remote;
+mod replays;
 mod settlement;
 mod tiers;
 

@@ -1,6 +1,10 @@
 //! How a [`RedisStorage`] is set up.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use bb8_redis::{RedisConnectionManager, bb8};
 use redis::{ConnectionInfo, IntoConnectionInfo, io::tcp::TcpSettings};
@@ -216,6 +220,7 @@ impl RedisStorageBuilder {
             scripts,
             shared: Arc::default(),
             seen: SeenTags::new(),
+            audited: AtomicBool::new(false),
         };
         Ok(RedisStorage { inner: Arc::new(inner) })
     }

@@ -191,7 +191,7 @@ fn explain_code(error: &RedisError) -> Cause {
         ),
         "OOM" => (
             ErrorKind::Full,
-            "redis is out of memory (`maxmemory`); give it more, or a policy that evicts",
+            "redis is out of memory (`maxmemory`); give it more, or caches a server of their own",
         ),
         "NOAUTH" => (ErrorKind::Configuration, NO_PASSWORD),
         "WRONGPASS" => (ErrorKind::Configuration, REFUSED),

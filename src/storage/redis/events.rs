@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::RedisFinding;
+
 #[cfg(feature = "tracing")]
 const TARGET: &str = "tower_keep::redis";
 
@@ -27,6 +29,10 @@ pub(super) fn secret_is_shared() {
         "no secret is configured, so one is kept in redis: who can read a dump can find out \
          identities that are easy to guess; set TOWER_KEEP_SECRET, the same on every node"
     );
+}
+
+pub(super) fn found(finding: &RedisFinding) {
+    event!(warn, target: TARGET, "{finding}");
 }
 
 pub(super) fn secret_changed() {

@@ -19,7 +19,7 @@ use redis::{
     Cmd, ErrorKind as RedisKind, Pipeline, RedisResult, ServerErrorKind, Value,
     aio::MultiplexedConnection, cmd,
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     breaker::{Admission, Breaker},
@@ -135,6 +135,26 @@ impl Lanes {
         ticket.settle(reply).map(|(_, ticket)| ticket.finish())
     }
 
+    /// Sends commands each of which may be refused, and returns what came back of each. None holds
+    /// up a decision.
+    pub(super) async fn ask_each(&self, commands: &Pipeline) -> Result<Vec<Value>> {
+        let ticket = self.enter(Class::Entry).await?;
+        let lane = ticket.lane(true);
+        let reply = ticket.exchange(lane, Message::Each(commands)).await;
+        let (replies, ticket) = ticket.settle(reply)?;
+        ticket.finish();
+        match replies {
+            Value::Array(replies) => Ok(replies),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Counts the links, from 1 on.
+    #[cfg_attr(not(feature = "idempotency"), allow(dead_code))]
+    pub(super) fn connected(&self) -> watch::Receiver<u64> {
+        self.shared.links.epochs()
+    }
+
     #[cfg(test)]
     pub(super) fn links(&self) -> &Links {
         &self.shared.links
@@ -199,6 +219,8 @@ enum Ask<'a> {
 enum Message<'a> {
     One(&'a Cmd),
     Several(&'a Pipeline),
+    /// Errors are replies like others.
+    Each(&'a Pipeline),
 }
 
 async fn several(
@@ -337,6 +359,10 @@ impl Ticket {
         let reply = match message {
             Message::One(command) => command.query_async(&mut connection).await,
             Message::Several(commands) => several(commands, &mut connection).await,
+            Message::Each(commands) => {
+                let replies = connection.send_packed_commands(commands, 0, commands.len()).await;
+                replies.map(Value::Array)
+            }
         };
         match &reply {
             Err(error) if error.is_timeout() => {

@@ -38,6 +38,8 @@ pub(super) struct Links {
     settings: Settings,
     started: Instant,
     state: RwLock<State>,
+    /// The number of the present or last link, for who waits for one.
+    epochs: watch::Sender<u64>,
     /// The last secret that the store gave, to be offered again should the store have lost it.
     secret: Mutex<Option<Secret>>,
 }
@@ -90,12 +92,19 @@ impl Links {
             settings,
             started: Instant::now(),
             state: RwLock::default(),
+            epochs: watch::Sender::new(0),
             secret: Mutex::default(),
         }
     }
 
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// The number of the present or last link, as it changes.
+    #[cfg_attr(not(feature = "idempotency"), allow(dead_code))]
+    pub(super) fn epochs(&self) -> watch::Receiver<u64> {
+        self.epochs.subscribe()
     }
 
     /// The number of the present or last link.
@@ -256,6 +265,7 @@ impl Links {
             lanes,
         });
         state.link = Some(link.clone());
+        self.epochs.send_replace(state.epoch);
         link
     }
 

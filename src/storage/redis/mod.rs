@@ -1,6 +1,10 @@
 //! State in Redis, shared between processes. Nothing outside this folder knows Redis.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use bb8_redis::{RedisConnectionManager, bb8};
 
@@ -8,6 +12,7 @@ use self::{lanes::Lanes, read::SeenTags, script::Scripts};
 use super::{Name, Result, erased::Shared};
 use crate::tasks::Drained;
 
+mod audit;
 mod breaker;
 mod builder;
 mod call;
@@ -25,7 +30,7 @@ mod secret;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use self::builder::RedisStorageBuilder;
+pub use self::{audit::RedisFinding, builder::RedisStorageBuilder};
 
 /// State in Redis, shared between processes.
 ///
@@ -40,7 +45,8 @@ pub use self::builder::RedisStorageBuilder;
 /// and one for large bodies.
 ///
 /// Set `maxmemory-policy noeviction` on a server that holds sessions, claims or limits: every key
-/// has an expiry, so the `volatile` policies evict them too.
+/// has an expiry, so the `volatile` policies evict them too. [`audit`](Self::audit) tells whether the
+/// server is set up so.
 ///
 /// # Outages
 ///
@@ -82,6 +88,8 @@ struct Inner {
     scripts: &'static Scripts,
     shared: Arc<Shared>,
     seen: SeenTags,
+    /// Whether the server was looked at for a layer that asked for it.
+    audited: AtomicBool,
 }
 
 impl RedisStorage {
