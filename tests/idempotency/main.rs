@@ -6,5 +6,6 @@ mod race;
 mod support;
 
 mod basics;
+mod bodies;
 mod probes;
 mod till;
