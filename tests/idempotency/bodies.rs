@@ -26,12 +26,10 @@ use tower::ServiceExt;
 use tower_keep::{
     MemoryStorage, Storage,
     idempotency::{Outcome, Policy},
-    storage::AnyStorage,
 };
 
 use crate::{
-    race::redis_storage,
-    support::RedisServer,
+    storages,
     till::{Till, charge, code, is_replay, whole},
 };
 
@@ -177,19 +175,13 @@ async fn piece(body: &mut Body) -> Bytes {
     frame.unwrap().unwrap().into_data().unwrap()
 }
 
-async fn storages() -> (RedisServer, [AnyStorage; 2]) {
-    let server = RedisServer::start();
-    let redis = redis_storage(&server.url(), "bodies").await;
-    (server, [MemoryStorage::new().erase(), redis])
-}
-
 fn policy() -> Policy {
     Policy::scope_public()
 }
 
 #[tokio::test]
 async fn a_stream_reaches_its_client_as_it_comes_and_is_replayed_to_the_byte() {
-    let (_server, storages) = storages().await;
+    let (_server, storages) = storages("bodies").await;
     for storage in storages {
         let stage = Stage::new(storage, policy());
         let (teller, body) = told();
@@ -227,7 +219,7 @@ async fn a_stream_whose_client_has_gone_is_stored_to_its_end() {
 
 #[tokio::test]
 async fn bodies_up_to_the_cap_are_stored_and_larger_ones_are_sealed() {
-    let (server, storages) = storages().await;
+    let (server, storages) = storages("bodies").await;
     for storage in storages {
         for (number, (length, stored)) in
             [(0, true), (1, true), (MIB - 1, true), (MIB, true), (MIB + 1, false), (3 * MIB, false)]
@@ -403,7 +395,7 @@ async fn a_body_of_another_length_than_announced_is_passed_on_and_sealed() {
 
 #[tokio::test]
 async fn answers_without_a_body_and_redirections_are_replayed() {
-    let (_server, storages) = storages().await;
+    let (_server, storages) = storages("bodies").await;
     for storage in storages {
         for (status, location) in [
             (200, None),
@@ -429,7 +421,7 @@ async fn answers_without_a_body_and_redirections_are_replayed() {
 
 #[tokio::test]
 async fn cookies_are_the_first_clients_alone_and_other_fields_survive_line_by_line() {
-    let (_server, storages) = storages().await;
+    let (_server, storages) = storages("bodies").await;
     for storage in storages {
         let stage = Stage::new(storage, policy().add_dropped_header("x-internal"));
         let bytes = HeaderValue::from_bytes(b"caf\xe9 \xff\x80").unwrap();
@@ -515,7 +507,7 @@ async fn get_and_head_pass_by_with_their_keys() {
 #[cfg(feature = "zstd")]
 #[tokio::test]
 async fn a_compressed_answer_is_replayed_to_the_byte_and_takes_less_room() {
-    let (server, storages) = storages().await;
+    let (server, storages) = storages("bodies").await;
     for (number, storage) in storages.into_iter().enumerate() {
         let text = "the same line again and again\n".repeat(10_000);
         let noise = Bytes::from_iter((0..4_096_u32).map(|at| (at.wrapping_mul(at) >> 7) as u8));

@@ -7,5 +7,18 @@ mod support;
 
 mod basics;
 mod bodies;
+mod dispositions;
 mod probes;
 mod till;
+mod uploads;
+
+use race::redis_storage;
+use support::RedisServer;
+use tower_keep::{MemoryStorage, Storage, storage::AnyStorage};
+
+/// Both backends, for what may differ between them.
+async fn storages(prefix: &str) -> (RedisServer, [AnyStorage; 2]) {
+    let server = RedisServer::start();
+    let redis = redis_storage(&server.url(), prefix).await;
+    (server, [MemoryStorage::new().erase(), redis])
+}

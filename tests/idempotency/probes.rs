@@ -11,12 +11,10 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 use tower_keep::{
     MemoryStorage, Storage,
     idempotency::{Idempotency, KeySyntax, MissingScope, Outcome, Policy},
-    storage::AnyStorage,
 };
 
 use crate::{
-    race::redis_storage,
-    support::RedisServer,
+    storages,
     till::{Till, code, is_replay},
 };
 
@@ -208,15 +206,9 @@ async fn run(till: &Till, first: &Ask, others: impl IntoIterator<Item = (Ask, Ri
     assert_eq!((is_replay(&again), again.body()), (true, &stored));
 }
 
-async fn storages() -> (RedisServer, [AnyStorage; 2]) {
-    let server = RedisServer::start();
-    let redis = redis_storage(&server.url(), "probes").await;
-    (server, [MemoryStorage::new().erase(), redis])
-}
-
 #[tokio::test]
 async fn a_key_opens_its_own_answer_to_its_own_request_only() {
-    let (server, storages) = storages().await;
+    let (server, storages) = storages("probes").await;
     for storage in storages {
         let till = echo(storage, of_users());
         let ask = Ask::new;
@@ -294,7 +286,7 @@ async fn no_two_parts_of_a_request_run_into_one_another() {
 
 #[tokio::test]
 async fn a_key_that_all_routes_share_means_one_request() {
-    let (_server, storages) = storages().await;
+    let (_server, storages) = storages("probes").await;
     for storage in storages {
         let till = echo(storage, of_users().with_keys_shared_by_routes());
         let ask = Ask::new;
@@ -339,7 +331,7 @@ async fn a_key_is_one_whether_quoted_or_bare() {
 
 #[tokio::test]
 async fn what_is_no_key_is_refused_and_nothing_runs() {
-    let (server, storages) = storages().await;
+    let (server, storages) = storages("probes").await;
     for storage in storages {
         let till = echo(storage, of_users());
         let spelt = |line: &[u8]| Ask::new().with("idempotency-key", line);
