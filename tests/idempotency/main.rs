@@ -8,6 +8,7 @@ mod support;
 mod basics;
 mod bodies;
 mod dispositions;
+mod layers;
 mod probes;
 mod till;
 mod uploads;
