@@ -2,6 +2,7 @@
 //! of the cache and of sessions have modules of their own.
 
 pub mod cache;
+pub mod idempotency;
 pub mod measure;
 pub mod rates;
 pub mod server;

@@ -13,7 +13,8 @@ use crate::storage::{
 ///
 /// The token is drawn at random for each acquisition, and every value that the claim writes begins
 /// with it. Whoever finds it under the key knows that the entry is this claim's, however the reply
-/// that said so was lost.
+/// that said so was lost. The claim overwrites and deletes what begins with its token: a value that
+/// somebody else writes, to say that the owner is gone, begins with another one.
 #[derive(Clone)]
 pub(crate) struct Claim {
     pub(crate) storage: AnyStorage,

@@ -1,6 +1,12 @@
 //! A claim that was granted, for as long as it is known to be.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::{
@@ -14,6 +20,9 @@ use super::{
 };
 use crate::storage::{Entry, Result, Version, When};
 
+#[cfg(test)]
+mod tests;
+
 /// A claim that was granted.
 ///
 /// The entry may outlive the lease: the others then judge by its age whether the holder is gone.
@@ -22,8 +31,9 @@ pub(crate) struct Hold {
     fence: Version,
     /// How long the others wait after the last write.
     lease: Duration,
-    /// What an extension writes. Extensions may overlap with one another, not with a change of it.
-    value: RwLock<Bytes>,
+    /// What an extension writes; none since the claim is being finished. Extensions may overlap with
+    /// one another, not with a change of it: one that meets an entry of its own claim replaces it.
+    value: RwLock<Option<Bytes>>,
     /// What is known of the entry. Replies may come in any order and never set it back.
     known: watch::Sender<Known>,
 }
@@ -37,6 +47,7 @@ struct Known {
 }
 
 /// What became of the last write of a hold.
+#[cfg_attr(not(feature = "idempotency"), allow(dead_code))]
 pub(crate) enum Finish {
     /// It was written.
     Written,
@@ -49,7 +60,7 @@ impl Hold {
     pub(crate) fn new(claim: Claim, grant: Grant, value: Bytes, lease: Duration) -> Self {
         let known = Known { version: grant.version, deadline: grant.sent + sure(&grant, lease) };
         let known = watch::Sender::new(known);
-        Self { claim, fence: grant.version, lease, value: RwLock::new(value), known }
+        Self { claim, fence: grant.version, lease, value: RwLock::new(Some(value)), known }
     }
 
     pub(crate) fn claim(&self) -> &Claim {
@@ -81,36 +92,47 @@ impl Hold {
 
     /// Asks for another full lease from now.
     pub(crate) async fn extend(&self) -> Result<Extension> {
-        let value = self.value.read().await;
-        self.write(value.clone()).await
+        match &*self.value.read().await {
+            Some(value) => self.write(value.clone()).await,
+            None => Ok(Extension::Lost),
+        }
     }
 
-    /// The same, with another value from now on. After an error the old one counts.
+    /// The same, with another value from now on. After an error the old one counts: the new one may
+    /// be there, or come there, but the next extension writes the old one.
+    ///
+    /// Like [`finish`](Self::finish) it waits for the extensions that are under way.
+    #[cfg_attr(not(feature = "idempotency"), allow(dead_code))]
     pub(crate) async fn change(&self, value: Bytes) -> Result<Extension> {
         let mut current = self.value.write().await;
+        if current.is_none() {
+            return Ok(Extension::Lost);
+        }
         let extension = self.write(value.clone()).await?;
         if extension == Extension::Extended {
-            *current = value;
+            *current = Some(value);
         }
         Ok(extension)
     }
 
     async fn write(&self, value: Bytes) -> Result<Extension> {
         let Known { version, deadline } = *self.known.borrow();
-        if deadline <= Instant::now() {
-            return Ok(Extension::Lost);
-        }
-        let write = self.claim.write(When::Version(version), value);
-        match timeout_at(deadline, write).await {
-            Ok(Ok(Standing::Ours(grant))) => Ok(self.learn(grant)),
-            Ok(Ok(Standing::NotOurs(_))) => {
+        let mut write = pin!(self.claim.write(When::Version(version), value));
+        // Nothing is asked for once the time is over, also where a process that was stopped goes on.
+        let in_time = poll_fn(|cx| match deadline <= Instant::now() {
+            true => Poll::Ready(None),
+            false => write.as_mut().poll(cx).map(Some),
+        });
+        match timeout_at(deadline, in_time).await {
+            Ok(Some(Ok(Standing::Ours(grant)))) => Ok(self.learn(grant)),
+            Ok(Some(Ok(Standing::NotOurs(_)))) => {
                 self.lose();
                 Ok(Extension::Lost)
             }
-            Ok(Err(error)) => Err(error),
+            Ok(Some(Err(error))) => Err(error),
             // Another call may have extended the lease meanwhile.
-            Err(_) if Instant::now() < self.deadline() => Err(super::unanswered()),
-            Err(_) => Ok(Extension::Lost),
+            Ok(None) | Err(_) if Instant::now() < self.deadline() => Err(super::unanswered()),
+            Ok(None) | Err(_) => Ok(Extension::Lost),
         }
     }
 
@@ -141,21 +163,30 @@ impl Hold {
     }
 
     /// Writes what remains of the claim, also when its lease is over: nobody else's is overwritten.
-    /// May be tried again after an error.
+    ///
+    /// From the first try on nothing else is written: who has seen this value must not find the
+    /// former one again. So the lease is not extended any more. May be tried again after an error;
+    /// once the answer is known, the lease is over.
+    #[cfg_attr(not(feature = "idempotency"), allow(dead_code))]
     pub(crate) async fn finish(&self, value: Bytes) -> Result<Finish> {
-        let _alone = self.value.write().await;
+        let mut current = self.value.write().await;
+        *current = None;
         let version = self.known.borrow().version;
-        match self.claim.write(When::Version(version), value).await? {
+        let finish = match self.claim.write(When::Version(version), value).await? {
             Standing::Ours(grant) => {
                 self.known.send_modify(|known| known.version = known.version.max(grant.version));
-                Ok(Finish::Written)
+                Finish::Written
             }
-            Standing::NotOurs(entry) => Ok(Finish::NotOurs(entry)),
-        }
+            Standing::NotOurs(entry) => Finish::NotOurs(entry),
+        };
+        self.lose();
+        Ok(finish)
     }
 
-    /// Ends the claim and its entry, and says whether that was still the claim's.
+    /// Ends the claim and its entry, and says whether that was still the claim's. No extension keeps
+    /// the entry if this fails.
     pub(crate) async fn clear(&self) -> Result<bool> {
+        *self.value.write().await = None;
         let version = self.known.borrow().version;
         self.claim.clear(Some(version)).await
     }
@@ -167,14 +198,16 @@ fn sure(grant: &Grant, lease: Duration) -> Duration {
     usable(grant.left.min(lease.saturating_sub(grant.age)))
 }
 
-/// Extends at every third of the lease, so that two beats may fail before it is lost.
+/// Extends at every third of the lease, so that two beats may fail before it is lost; sooner if the
+/// answer before was so slow that less is left.
 pub(crate) async fn beat(hold: Arc<Hold>) {
     let interval = hold.lease / 3;
-    let mut pause = interval;
+    let left = || hold.deadline().saturating_duration_since(Instant::now());
+    let mut pause = interval.min(left() / 2);
     loop {
         sleep(pause).await;
         pause = match timeout(interval, hold.extend()).await {
-            Ok(Ok(Extension::Extended)) => interval,
+            Ok(Ok(Extension::Extended)) => interval.min(left() / 2),
             Ok(Ok(Extension::Lost)) => return,
             Ok(Err(_)) | Err(_) => interval / 4,
         };

@@ -40,6 +40,9 @@
 //! [`fence`](Lease::fence) along with each write and let the resource refuse a number lower than
 //! the highest it has seen. Only the resource can.
 //!
+//! The same goes for a machine that is suspended, such as a virtual one that is moved: its monotonic
+//! clock may stand still meanwhile, and [`lost`](Lease::lost) then fires too late.
+//!
 //! A lease is as good as the one primary that keeps it. A storage that replicates asynchronously,
 //! such as Redis, can forget a lease when a replica takes over, and then there are two holders. This
 //! is no Redlock, which asks several primaries, gives no fencing numbers and rests on assumptions

@@ -5,7 +5,7 @@ pub(crate) mod monitor;
 
 use std::{
     future::Future,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{Ipv4Addr, TcpListener as StdListener, TcpStream as StdStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -212,7 +212,13 @@ impl RedisServer {
         let mut length = 0;
         for line in lines {
             stream.write_all(format!("{line}\r\n").as_bytes()).unwrap();
-            length = stream.read(&mut reply).unwrap();
+            length = loop {
+                match stream.read(&mut reply) {
+                    // The end of a child process is a signal, too.
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    read => break read.unwrap(),
+                }
+            };
         }
         String::from_utf8_lossy(&reply[..length]).into_owned()
     }
@@ -317,6 +323,13 @@ impl Proxy {
     /// Closes the connections there are. New ones work.
     pub(crate) fn cut(&self) {
         self.network.cut_below.send_replace(self.opened());
+    }
+
+    /// While it is so, silently swallows everything, also over new connections. What is swallowed
+    /// never comes, so the connections of before end with it.
+    pub(crate) fn set_partitioned(&self, partitioned: bool) {
+        let mute_below = if partitioned { u64::MAX } else { self.opened() };
+        self.network.mute_below.store(mute_below, Ordering::Relaxed);
     }
 
     /// Holds every piece of traffic up.
