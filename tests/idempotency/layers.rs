@@ -313,9 +313,14 @@ async fn two_layers_of_one_name_are_a_mistake_that_is_told() {
     let layer = || IdempotencyLayer::new(storage.clone(), policy());
     let handle = || async { receipt(1) };
     let router = Router::new().route("/charge", post(handle).get(handle));
+    let between = IdempotencyLayer::new(storage.clone(), policy().with_name("between"));
+    for between in [None, Some(between)] {
+        let router = router.clone().layer(layer());
+        let router = between.into_iter().fold(router, Router::layer).layer(layer());
+        let answer = send(&router, charge("a-key", "")).await;
+        assert_eq!((answer.status().as_u16(), &*code(&answer)), (500, "misconfigured"));
+    }
     let router = router.layer(layer()).layer(layer());
-    let answer = send(&router, charge("a-key", "")).await;
-    assert_eq!((answer.status().as_u16(), &*code(&answer)), (500, "misconfigured"));
     // What has no key meets no mistake.
     let bare = Request::post("/charge").body(Body::empty()).unwrap();
     assert_eq!(send(&router, bare).await.status(), 201);
