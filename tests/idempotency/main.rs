@@ -7,6 +7,7 @@ mod support;
 
 mod basics;
 mod bodies;
+mod commands;
 mod dispositions;
 mod layers;
 mod probes;
