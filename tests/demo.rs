@@ -244,6 +244,22 @@ async fn a_price_that_was_changed_without_redis_is_never_older_afterwards() {
 }
 
 #[tokio::test]
+async fn a_purge_that_is_still_owed_is_waited_for_at_the_stop() {
+    const OUTAGE: Duration = Duration::from_secs(1);
+    let server = RedisServer::start();
+    let demo = Demo::start(&[("REDIS_URL", &server.url())]);
+    demo.get("/api/products/3", &[]).await;
+    server.pause_process();
+    let changed = demo.change_price("/api/products/3", "{\"price\": 77}").await;
+    assert_eq!(changed.status(), StatusCode::OK);
+    let stopping = tokio::task::spawn_blocking(|| demo.stop("-TERM"));
+    tokio::time::sleep(OUTAGE).await;
+    server.resume();
+    let took = stopping.await.unwrap();
+    assert!((OUTAGE..Duration::from_secs(10)).contains(&took), "{took:?}");
+}
+
+#[tokio::test]
 async fn behind_a_trusted_proxy_every_client_has_its_own_quota() {
     let demo = Demo::start(&[("DEMO_TRUSTED_PROXIES", "127.0.0.0/8, ::1")]);
     for client in ["192.0.2.1", "192.0.2.2"] {
