@@ -119,6 +119,11 @@ impl Shop {
             session.charges += 1;
             (StatusCode::CREATED, format!("{execution}: {sum} of {}", user.into_string()))
         };
+        let slow = async |mut session: Session<Visitor>| {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            session.charges += 10;
+            session.save().await
+        };
         let turn = async |handle: SessionHandle| handle.rotate().await;
         let policy = Policy::scope_async(|head| {
             let session: Option<SessionHandle> = SessionHandle::of(head);
@@ -131,6 +136,7 @@ impl Shop {
         let router = Router::new()
             .route("/charge", post(charge))
             .route("/turn", post(turn))
+            .route("/slow", post(slow))
             .layer(IdempotencyLayer::new(storage.clone(), policy))
             .route("/login", post(login))
             .route("/logout", post(logout))
@@ -243,6 +249,28 @@ async fn what_a_handler_writes_into_a_session_is_saved_once_and_its_cookie_is_no
         assert!(is_replay(&again), "{again:?}");
         assert_eq!(lines(&again, "set-cookie"), [""; 0]);
         assert_eq!(ann.charges().await, "1");
+    }
+}
+
+#[tokio::test]
+async fn what_a_handler_saves_itself_is_saved_when_its_client_has_gone() {
+    let (_server, storages) = storages("gone").await;
+    for storage in storages {
+        let shop = Shop::new(&storage);
+        let mut ann = shop.client();
+        ann.login("ann").await;
+        let ask = || {
+            let request = Request::post("/slow").header("idempotency-key", "a-key");
+            request.body(Body::empty()).unwrap()
+        };
+        let gone = timeout(Duration::from_millis(30), ann.send(ask())).await;
+        assert!(gone.is_err());
+        let mut replayed = async || {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            is_replay(&ann.send(ask()).await)
+        };
+        while !replayed().await {}
+        assert_eq!(ann.charges().await, "10");
     }
 }
 

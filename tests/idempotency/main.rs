@@ -4,12 +4,16 @@
 mod race;
 #[path = "../support/mod.rs"]
 mod support;
+#[allow(dead_code)]
+#[path = "../session/watched.rs"]
+mod watched;
 
 mod basics;
 mod bodies;
 mod commands;
 mod dispositions;
 mod layers;
+mod outcomes;
 mod probes;
 mod till;
 mod uploads;
