@@ -82,7 +82,7 @@ impl Shared {
         if !self.policy.methods.contains(request.method()) {
             return Plan::Pass;
         }
-        if let Some(outer) = request.extensions().get::<Idempotency>() {
+        for outer in Idempotency::all(request.extensions()) {
             if Arc::ptr_eq(&outer.inner.shared, self) {
                 // The same layer around a router and one of its routes: once is meant.
                 return Plan::Pass;
@@ -203,7 +203,7 @@ where
             let record = Record { token, fingerprint, attempt: 1, lease, label, state };
             let handle = Idempotency::new(Arc::clone(&shared), key, &ticket, record, None);
             let mut request = Request::from_parts(parts, B::from(body));
-            request.extensions_mut().insert(handle);
+            handle.enter(request.extensions_mut());
             let mut response = pass(inner, request).await?;
             response.extensions_mut().insert(Outcome::Unprotected);
             Ok(response)
