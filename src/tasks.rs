@@ -12,7 +12,10 @@ use std::{
 };
 
 use tokio::{runtime::Handle, task::JoinHandle, time::timeout};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 
 /// How long before the end of a shutdown the tasks are told, at most.
 const LONGEST_NOTICE: Duration = Duration::from_secs(1);
@@ -79,6 +82,13 @@ impl Tasks {
         F: Future<Output: Send> + Send + 'static,
     {
         self.tracker.spawn(task)
+    }
+
+    /// Counts as a task, as long as it lives. For what a task returns and begins another when it is
+    /// dropped: a task that nobody joins drops that after its end.
+    #[cfg_attr(not(feature = "rate-limit"), allow(dead_code))]
+    pub(crate) fn token(&self) -> TaskTrackerToken {
+        self.tracker.token()
     }
 
     /// Resolves when a shutdown will soon give up, so that a task can leave word of what it cannot
@@ -260,7 +270,7 @@ mod tests {
         let (told, when) = oneshot::channel();
         let (began, abandoned) = (Instant::now(), tasks.abandoned());
         tasks.spawn(async move {
-            abandoned.await;
+            let _ = timeout(600 * SECOND, abandoned).await;
             let _ = told.send(began.elapsed());
         });
         when.await.unwrap()
@@ -284,13 +294,13 @@ mod tests {
         let late = tokio::spawn(async move {
             sleep(Duration::from_millis(9_500)).await;
             assert!(during.is_abandoned());
-            during.abandoned().await;
+            assert!(timeout(SECOND, during.abandoned()).await.is_ok());
         });
         assert!(!tasks.is_abandoned());
         assert_eq!(tasks.shutdown(10 * SECOND).await.abandoned, 1);
         late.await.unwrap();
         assert!(!tasks.is_abandoned(), "the process goes on");
-        early.await;
+        assert!(timeout(SECOND, early).await.is_ok());
         assert!(timeout(60 * SECOND, tasks.abandoned()).await.is_err());
         assert_eq!(tasks.shutdown(SECOND).await.abandoned, 1, "and may be shut down again");
     }
@@ -320,7 +330,7 @@ mod tests {
         });
         assert_eq!(tasks.shutdown(10 * SECOND).await.abandoned, 1);
         assert!(tasks.is_abandoned(), "the other is about to give up");
-        tasks.abandoned().await;
+        assert!(timeout(TICK, tasks.abandoned()).await.is_ok());
         assert_eq!(later.await.unwrap().abandoned, 1);
         assert!(!tasks.is_abandoned());
     }

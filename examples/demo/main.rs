@@ -12,7 +12,7 @@ use std::{
     fmt::Display,
     net::SocketAddr,
     process::ExitCode,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{net::TcpListener, time::timeout};
@@ -20,7 +20,7 @@ use tower_keep::{
     MemoryStorage, RedisStorage, Storage, rate_limit::ClientAddress, storage::AnyStorage,
 };
 
-/// How long running requests may take to finish after SIGINT or SIGTERM.
+/// How long running requests, and what they have begun, may take to finish after SIGINT or SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
 
 #[tokio::main]
@@ -61,7 +61,7 @@ async fn run() -> Result<(), Failure> {
             .map_err(|_| setting(format!("PORT={port:?} is no port: use a number up to 65535")))?,
         None => 3000,
     };
-    let app = routes::app(storage, client_address()?);
+    let app = routes::app(storage.clone(), client_address()?);
 
     let listener = TcpListener::bind((host.as_str(), port))
         .await
@@ -79,10 +79,19 @@ async fn run() -> Result<(), Failure> {
     });
     let server = tokio::spawn(server.into_future());
     let _ = stopped.await;
-    match timeout(GRACE, server).await {
-        Ok(ended) => ended.map_err(failure)?.map_err(failure),
-        Err(_) => Err(failure("some requests did not finish in time")),
+    let began = Instant::now();
+    let ended = timeout(GRACE, server).await;
+    // Requests leave work behind, so what is left of the time is for that.
+    let drained = storage.shutdown(GRACE.saturating_sub(began.elapsed())).await;
+    match ended {
+        Ok(ended) => ended.map_err(failure)?.map_err(failure)?,
+        Err(_) => return Err(failure("some requests did not finish in time")),
     }
+    if !drained.is_clean() {
+        let given_up = drained.abandoned;
+        return Err(failure(format!("not finished in time, beside requests: {given_up} tasks")));
+    }
+    Ok(())
 }
 
 /// A variable of the environment; an empty one counts as not set.

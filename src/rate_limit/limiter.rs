@@ -422,8 +422,11 @@ impl Shared {
             Ok(Reservation::new(shared, decision, settlement))
         };
         let Some(runtime) = self.background() else { return reserve.await };
+        // An answer that nobody takes is dropped after its task has ended, and begins the next.
+        let until_taken = self.tasks().token();
+        let reserve = async move { (reserve.await, until_taken) };
         match self.tasks().spawn_on(reserve, &runtime).await {
-            Ok(reservation) => reservation,
+            Ok((reservation, _)) => reservation,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(_) => Err(Error::new(ErrorKind::Unavailable, "the runtime is shutting down")),
