@@ -23,7 +23,7 @@ use tower_keep::{
     IdempotencyLayer, RequestHead, Storage,
     idempotency::{Idempotency, Policy, Repeat},
     rate_limit::ClientAddress,
-    session::SessionHandle,
+    session::{SessionError, SessionHandle},
     storage::{self, AnyStorage, Get, Identity, Key, Name, Put, PutOutcome, When},
 };
 use uuid::Uuid;
@@ -54,14 +54,16 @@ pub(crate) fn payments(storage: &AnyStorage, address: &ClientAddress) -> Router 
 fn whose(
     head: RequestHead<'_>,
     address: &ClientAddress,
-) -> impl Future<Output = Option<String>> + Send + use<> {
+) -> impl Future<Output = Result<Option<String>, SessionError>> + Send + use<> {
     let session: Option<SessionHandle> = SessionHandle::of(head);
     let address = address.resolve(head);
     async move {
-        match session?.identify().await.ok()? {
+        let Some(session) = session else { return Ok(None) };
+        // While the session cannot be read nobody may pass for a visitor: an error is a 503.
+        Ok(match session.identify().await? {
             Some(user) => Some(format!("user {user}")),
-            None => Some(format!("address {}", address?)),
-        }
+            None => address.map(|address| format!("address {address}")),
+        })
     }
 }
 
