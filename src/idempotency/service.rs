@@ -17,6 +17,7 @@ use super::{
     fingerprint,
     handle::NoKey,
     judge::{Judgement, judge},
+    policy::ScopeUnavailable,
     record::{Phase, Record, State},
     reply::{Refusal, refuse, replay},
     run::Run,
@@ -170,15 +171,15 @@ where
 {
     let policy = &shared.policy;
     let scope = policy.scope.find(RequestHead::new(&request));
-    let Some(scope) = scope.await else {
-        return match policy.missing_scope {
-            MissingScope::Refuse => Ok(refuse(policy, &Refusal::ScopeMissing)),
-            MissingScope::Pass => {
-                let mut request = request;
-                request.extensions_mut().insert(NoKey);
-                pass(inner, request).await
-            }
-        };
+    let scope = match (scope.await, policy.missing_scope) {
+        (Ok(Some(scope)), _) => scope,
+        (Ok(None), MissingScope::Refuse) => return Ok(refuse(policy, &Refusal::ScopeMissing)),
+        (Ok(None), MissingScope::Pass) => {
+            let mut request = request;
+            request.extensions_mut().insert(NoKey);
+            return pass(inner, request).await;
+        }
+        (Err(ScopeUnavailable), _) => return Ok(refuse(policy, &Refusal::Unavailable)),
     };
     let (parts, body) = request.into_parts();
     let body = match read(body, policy.max_request).await {
