@@ -127,7 +127,12 @@ impl Shop {
         let turn = async |handle: SessionHandle| handle.rotate().await;
         let policy = Policy::scope_async(|head| {
             let session: Option<SessionHandle> = SessionHandle::of(head);
-            async move { session?.identify().await.ok()? }
+            async move {
+                match session {
+                    Some(session) => session.identify().await,
+                    None => Ok(None),
+                }
+            }
         });
         let sessions = SessionLayer::new(storage.clone(), session::Policy::new());
         let login = async |handle: SessionHandle, name: String| handle.login(name).await;
