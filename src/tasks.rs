@@ -26,7 +26,8 @@ const LONGEST_NOTICE: Duration = Duration::from_secs(1);
 #[non_exhaustive]
 pub struct Drained {
     /// How many tasks had not come to their end in time. They go on as long as their runtime does,
-    /// and what they do counts; but nobody waits for them any more.
+    /// and what they do counts, but nobody waits for them any more. Among them are the handlers of
+    /// requests with an idempotency key, which do not go on: they were stopped, and their keys say so.
     pub abandoned: usize,
 }
 
@@ -50,6 +51,8 @@ struct Notice {
     given: CancellationToken,
     /// How many shutdowns are about to give up.
     givers: usize,
+    /// How many tasks have ended before their work was done, since that was given.
+    stopped: usize,
 }
 
 // Some belong to one layer.
@@ -103,6 +106,12 @@ impl Tasks {
         self.notice().given.is_cancelled()
     }
 
+    /// Says that a task which was given word ends without having done its work.
+    #[cfg_attr(not(feature = "idempotency"), allow(dead_code))]
+    pub(crate) fn note_stopped(&self) {
+        self.notice().stopped += 1;
+    }
+
     /// Waits until there is a moment without tasks, for at most that long.
     pub(crate) async fn shutdown(&self, within: Duration) -> Drained {
         // Does not keep tasks from beginning. It stays closed, for another may be waiting.
@@ -114,10 +123,11 @@ impl Tasks {
         // Whoever called the first of several shutdowns may end the process after it: so the first
         // gives notice to all.
         let giving = Giving::notice(self);
-        let abandoned = match timeout(notice, self.tracker.wait()).await {
+        let running = match timeout(notice, self.tracker.wait()).await {
             Ok(()) => 0,
             Err(_) => self.tracker.len(),
         };
+        let abandoned = running + self.notice().stopped;
         drop(giving);
         if abandoned > 0 {
             event!(warn, abandoned, "tasks have not ended before the end of the shutdown");
@@ -152,6 +162,7 @@ impl Drop for Giving<'_> {
         notice.givers -= 1;
         if notice.givers == 0 {
             notice.given = CancellationToken::new();
+            notice.stopped = 0;
         }
     }
 }

@@ -157,6 +157,7 @@ impl Run {
                 let _ = reply.send(Ok(refuse(&shared.policy, &Refusal::Panicked)));
             }
             Err(Abandoned) => {
+                shared.storage.tasks().note_stopped();
                 self.give_up().await;
                 let _ = reply.send(Ok(refuse(&shared.policy, &Refusal::Stopping)));
             }

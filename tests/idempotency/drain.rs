@@ -150,10 +150,8 @@ async fn a_handler_that_does_not_end_in_time_is_stopped_and_its_key_tells_so() {
             }
             assert_eq!(case.running.count(), 1);
             let began = Instant::now();
-            assert!(
-                case.storage.shutdown(20 * SECOND).await.is_clean(),
-                "who has left word is done"
-            );
+            let stopped = case.storage.shutdown(20 * SECOND).await.abandoned;
+            assert_eq!(stopped, 1, "it has left word, and has not done its work");
             assert!(began.elapsed() < 20 * SECOND);
             if !gone {
                 let told = first.await.unwrap();
@@ -191,7 +189,7 @@ async fn a_shutdown_while_the_storage_is_away_ends_in_time() {
         sleep(SECOND).await;
         case.staged.all(Some(fate));
         let began = Instant::now();
-        assert!(case.storage.shutdown(20 * SECOND).await.is_clean());
+        assert!(!case.storage.shutdown(20 * SECOND).await.is_clean());
         assert!(began.elapsed() <= 20 * SECOND);
         assert_eq!(first.await.unwrap().status(), 503);
         assert_eq!(case.running.count(), 0);
@@ -246,7 +244,7 @@ async fn after_a_shutdown_the_layer_works_as_before() {
     let long = Case::new(Policy::scope_public(), 5 * SECOND, false);
     let first = long.send();
     sleep(SECOND / 10).await;
-    assert!(long.storage.shutdown(SECOND).await.is_clean());
+    assert_eq!(long.storage.shutdown(SECOND).await.abandoned, 1);
     assert_eq!(first.await.unwrap().status(), 503);
     assert_eq!(long.till.charge("a-key", "").await.body(), "receipt 2");
 }

@@ -362,7 +362,7 @@ async fn a_shutdown_waits_for_handlers_and_marks_what_it_gives_up() {
     let (storage, till) = run(50);
     let first = tokio::spawn(async move { till.charge("given-up", "").await });
     settle().await;
-    assert!(storage.shutdown(10 * SECOND).await.is_clean(), "its word was left");
+    assert_eq!(storage.shutdown(10 * SECOND).await.abandoned, 1, "its handler was stopped");
     assert_eq!(told(&first.await.unwrap()), (503, "stopping".into()));
     // At once, not only after a lease.
     assert_eq!(told(&next.charge("given-up", "").await), (409, "outcome-unknown".into()));

@@ -139,10 +139,11 @@ impl Run {
                 }
             }
         };
+        let tasks = self.shared.storage.tasks().clone();
         drop(self.shared.storage.tasks().spawn(async move {
             tokio::select! {
                 () = repeat => {}
-                () = abandoned => {}
+                () = abandoned => tasks.note_stopped(),
             }
         }));
     }
