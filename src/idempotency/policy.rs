@@ -171,6 +171,8 @@ impl Policy {
 
     /// The same for a scope that has to be waited for, such as the principal of a session.
     ///
+    /// A session that is loaded, not only identified, makes a replay `private`, as the first answer was.
+    ///
     /// # Examples
     ///
     /// ```
@@ -179,7 +181,11 @@ impl Policy {
     ///
     /// let policy = Policy::scope_async(|head| {
     ///     let session: Option<SessionHandle> = SessionHandle::of(head);
-    ///     async move { session?.identify().await.ok()? }
+    ///     async move {
+    ///         let session = session?;
+    ///         session.load().await.ok()?;
+    ///         session.principal()
+    ///     }
     /// });
     /// # let _ = policy;
     /// # }

@@ -110,6 +110,18 @@ struct Shop {
     executions: Arc<AtomicUsize>,
 }
 
+/// Keys belong to who has logged in.
+fn of_principals() -> Policy {
+    Policy::scope_async(|head| {
+        let session: Option<SessionHandle> = SessionHandle::of(head);
+        async move {
+            let session = session?;
+            session.load().await.ok()?;
+            session.principal()
+        }
+    })
+}
+
 impl Shop {
     fn new(storage: &AnyStorage) -> Self {
         let executions = Arc::new(AtomicUsize::new(0));
@@ -117,7 +129,8 @@ impl Shop {
         let charge = async move |user: Principal, mut session: Session<Visitor>, sum: String| {
             let execution = counted.fetch_add(1, SeqCst) + 1;
             session.charges += 1;
-            (StatusCode::CREATED, format!("{execution}: {sum} of {}", user.into_string()))
+            let fresh = [(header::CACHE_CONTROL, "max-age=60")];
+            (StatusCode::CREATED, fresh, format!("{execution}: {sum} of {}", user.into_string()))
         };
         let slow = async |mut session: Session<Visitor>| {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -125,10 +138,6 @@ impl Shop {
             session.save().await
         };
         let turn = async |handle: SessionHandle| handle.rotate().await;
-        let policy = Policy::scope_async(|head| {
-            let session: Option<SessionHandle> = SessionHandle::of(head);
-            async move { session?.identify().await.ok()? }
-        });
         let sessions = SessionLayer::new(storage.clone(), session::Policy::new());
         let login = async |handle: SessionHandle, name: String| handle.login(name).await;
         let logout = async |handle: SessionHandle| handle.destroy().await;
@@ -137,7 +146,7 @@ impl Shop {
             .route("/charge", post(charge))
             .route("/turn", post(turn))
             .route("/slow", post(slow))
-            .layer(IdempotencyLayer::new(storage.clone(), policy))
+            .layer(IdempotencyLayer::new(storage.clone(), of_principals()))
             .route("/login", post(login))
             .route("/logout", post(logout))
             .route("/charges", get(charges))
@@ -238,6 +247,9 @@ async fn what_a_handler_writes_into_a_session_is_saved_once_and_its_cookie_is_no
             let answer = ann.charge().await;
             assert_eq!(is_replay(&answer), replayed);
             assert_eq!(ann.charges().await, "1");
+            // A replay depends on who asks as much as the first answer.
+            assert_eq!(lines(&answer, "cache-control"), ["private, max-age=60"]);
+            assert_eq!(lines(&answer, "vary"), ["Cookie"]);
         }
         let turn = || {
             let request = Request::post("/turn").header("idempotency-key", "a-key");
