@@ -348,6 +348,30 @@ async fn one_layer_twice_is_once() {
 }
 
 #[tokio::test]
+async fn nested_routes_are_told_apart_by_the_whole_path() {
+    let layer = IdempotencyLayer::new(MemoryStorage::new(), policy());
+    let executions = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&executions);
+    let handle = move || {
+        let execution = counted.fetch_add(1, SeqCst) + 1;
+        async move { receipt(execution) }
+    };
+    let routes = Router::new().route("/charge", post(handle)).layer(layer);
+    let inner = Router::new().nest("/v2", routes.clone());
+    let router = Router::new().nest("/v1", routes).nest("/api", inner);
+    for (number, path) in ["/v1/charge", "/api/v2/charge"].into_iter().enumerate() {
+        for replayed in [false, true] {
+            let mut request = charge("a-key", "");
+            *request.uri_mut() = path.parse().unwrap();
+            let answer = send(&router, request).await;
+            assert_eq!(is_replay(&answer), replayed, "{path}");
+            assert_eq!(answer.body(), &format!("receipt {}", number + 1));
+        }
+    }
+    assert_eq!(executions.load(SeqCst), 2);
+}
+
+#[tokio::test]
 async fn two_layers_of_one_name_are_a_mistake_that_is_told() {
     let storage = MemoryStorage::new();
     let layer = || IdempotencyLayer::new(storage.clone(), policy());
