@@ -178,6 +178,8 @@ impl Policy {
     /// With an error the request is refused, 503 with `Retry-After`, whatever the policy says of
     /// [outages](Self::with_outage): under another scope its key would be another.
     ///
+    /// A session that is loaded, not only identified, makes a replay `private`, as the first answer was.
+    ///
     /// # Examples
     ///
     /// ```
@@ -190,10 +192,9 @@ impl Policy {
     /// let policy = Policy::scope_async(|head| {
     ///     let session: Option<SessionHandle> = SessionHandle::of(head);
     ///     async move {
-    ///         match session {
-    ///             Some(session) => session.identify().await,
-    ///             None => Ok::<_, SessionError>(None),
-    ///         }
+    ///         let Some(session) = session else { return Ok::<_, SessionError>(None) };
+    ///         session.load().await?;
+    ///         Ok(session.principal())
     ///     }
     /// });
     /// # let _ = policy;

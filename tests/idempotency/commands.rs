@@ -1,19 +1,24 @@
 //! How many commands each thing costs a Redis server, and what a look at its memory shows.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
     http::{Method, Request, Response},
 };
 use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::BodyExt;
 use tokio::{
     sync::Notify,
     time::{sleep, timeout},
 };
+use tower::ServiceExt;
 use tower_keep::{
-    Storage,
-    idempotency::{Idempotency, InFlight, KeyCursor, Outcome, Policy, Recovery, Repeat},
+    MemoryStorage, Storage,
+    idempotency::{
+        Disposition, Idempotency, InFlight, KeyCursor, Outcome, Policy, Recovery, Repeat,
+    },
     storage::AnyStorage,
 };
 
@@ -21,6 +26,7 @@ use crate::{
     race::redis_storage,
     support::{RedisServer, monitor::Monitor, until},
     till::{Till, code, is_replay, receipt},
+    watched::{Watched, in_a_row},
 };
 
 fn policy() -> Policy {
@@ -243,6 +249,53 @@ async fn what_it_costs_after_an_owner_has_vanished() {
     monitor.expect(3, "a recovery: the claim, the take-over, the answer").await;
     assert_eq!(till.executions(), 0);
     server.check_keys("commands");
+}
+
+const STEP: Duration = Duration::from_millis(100);
+
+#[tokio::test(start_paused = true)]
+async fn what_a_client_waits_for_one_after_another() {
+    let storage = Watched::new(MemoryStorage::new()).slow(STEP);
+    let till = Till::new(storage, policy(), |execution, request: Request<Body>| async move {
+        let stream = || {
+            let pieces = stream::once(async {
+                tokio::task::yield_now().await;
+                Ok::<_, Infallible>("piece")
+            });
+            Body::from_stream(pieces)
+        };
+        let head = Response::builder();
+        match request.uri().path() {
+            "/begin" => {
+                let attempt = request.extensions().get::<Idempotency>().unwrap();
+                attempt.begin().await.unwrap();
+                receipt(execution)
+            }
+            "/refused" => head.status(422).body(stream()).unwrap(),
+            "/sealed" => head.extension(Disposition::Seal).body(stream()).unwrap(),
+            "/events" => head.header("content-type", "text/event-stream").body(stream()).unwrap(),
+            "/stream" => head.body(stream()).unwrap(),
+            _ => receipt(execution),
+        }
+    });
+    // Nobody hears of a result that duplicates do not find: not the head of what is there at once, and
+    // not the end of what comes slowly.
+    for (path, to_the_head, to_the_end, of_a_duplicate) in [
+        ("/charge", 2, 0, 1),
+        ("/begin", 3, 0, 1),
+        ("/refused", 2, 0, 2),
+        ("/sealed", 2, 0, 1),
+        ("/events", 2, 0, 1),
+        ("/stream", 1, 1, 1),
+    ] {
+        let answer = till.router.clone().oneshot(to(path, "a"));
+        let (answer, steps) = in_a_row(STEP, answer).await;
+        assert_eq!(steps, to_the_head, "{path}");
+        let (_, steps) = in_a_row(STEP, answer.unwrap().into_body().collect()).await;
+        assert_eq!(steps, to_the_end, "{path}");
+        let (_, steps) = in_a_row(STEP, till.send(to(path, "a"))).await;
+        assert_eq!(steps, of_a_duplicate, "{path}");
+    }
 }
 
 /// How many entries hold each of these words, in their keys or values.

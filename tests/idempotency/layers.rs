@@ -31,7 +31,7 @@ use tower_keep::{
     cache::{self, CacheLayer},
     idempotency::{Idempotency, Outcome, Policy},
     rate_limit::{self, KeyExtractor},
-    session::{self, Principal, Session, SessionHandle},
+    session::{self, Principal, Session, SessionError, SessionHandle},
     storage::AnyStorage,
 };
 
@@ -110,6 +110,18 @@ struct Shop {
     executions: Arc<AtomicUsize>,
 }
 
+/// Keys belong to who has logged in.
+fn of_principals() -> Policy {
+    Policy::scope_async(|head| {
+        let session: Option<SessionHandle> = SessionHandle::of(head);
+        async move {
+            let Some(session) = session else { return Ok::<_, SessionError>(None) };
+            session.load().await?;
+            Ok(session.principal())
+        }
+    })
+}
+
 impl Shop {
     fn new(storage: &AnyStorage) -> Self {
         let executions = Arc::new(AtomicUsize::new(0));
@@ -117,7 +129,8 @@ impl Shop {
         let charge = async move |user: Principal, mut session: Session<Visitor>, sum: String| {
             let execution = counted.fetch_add(1, SeqCst) + 1;
             session.charges += 1;
-            (StatusCode::CREATED, format!("{execution}: {sum} of {}", user.into_string()))
+            let fresh = [(header::CACHE_CONTROL, "max-age=60")];
+            (StatusCode::CREATED, fresh, format!("{execution}: {sum} of {}", user.into_string()))
         };
         let slow = async |mut session: Session<Visitor>| {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -125,15 +138,6 @@ impl Shop {
             session.save().await
         };
         let turn = async |handle: SessionHandle| handle.rotate().await;
-        let policy = Policy::scope_async(|head| {
-            let session: Option<SessionHandle> = SessionHandle::of(head);
-            async move {
-                match session {
-                    Some(session) => session.identify().await,
-                    None => Ok(None),
-                }
-            }
-        });
         let sessions = SessionLayer::new(storage.clone(), session::Policy::new());
         let login = async |handle: SessionHandle, name: String| handle.login(name).await;
         let logout = async |handle: SessionHandle| handle.destroy().await;
@@ -142,7 +146,7 @@ impl Shop {
             .route("/charge", post(charge))
             .route("/turn", post(turn))
             .route("/slow", post(slow))
-            .layer(IdempotencyLayer::new(storage.clone(), policy))
+            .layer(IdempotencyLayer::new(storage.clone(), of_principals()))
             .route("/login", post(login))
             .route("/logout", post(logout))
             .route("/charges", get(charges))
@@ -243,6 +247,9 @@ async fn what_a_handler_writes_into_a_session_is_saved_once_and_its_cookie_is_no
             let answer = ann.charge().await;
             assert_eq!(is_replay(&answer), replayed);
             assert_eq!(ann.charges().await, "1");
+            // A replay depends on who asks as much as the first answer.
+            assert_eq!(lines(&answer, "cache-control"), ["private, max-age=60"]);
+            assert_eq!(lines(&answer, "vary"), ["Cookie"]);
         }
         let turn = || {
             let request = Request::post("/turn").header("idempotency-key", "a-key");
@@ -338,6 +345,30 @@ async fn one_layer_twice_is_once() {
     }
     assert_eq!(executions.load(SeqCst), 1);
     assert_eq!(code(&send(&router, charge("a-key", "other")).await), "mismatch");
+}
+
+#[tokio::test]
+async fn nested_routes_are_told_apart_by_the_whole_path() {
+    let layer = IdempotencyLayer::new(MemoryStorage::new(), policy());
+    let executions = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&executions);
+    let handle = move || {
+        let execution = counted.fetch_add(1, SeqCst) + 1;
+        async move { receipt(execution) }
+    };
+    let routes = Router::new().route("/charge", post(handle)).layer(layer);
+    let inner = Router::new().nest("/v2", routes.clone());
+    let router = Router::new().nest("/v1", routes).nest("/api", inner);
+    for (number, path) in ["/v1/charge", "/api/v2/charge"].into_iter().enumerate() {
+        for replayed in [false, true] {
+            let mut request = charge("a-key", "");
+            *request.uri_mut() = path.parse().unwrap();
+            let answer = send(&router, request).await;
+            assert_eq!(is_replay(&answer), replayed, "{path}");
+            assert_eq!(answer.body(), &format!("receipt {}", number + 1));
+        }
+    }
+    assert_eq!(executions.load(SeqCst), 2);
 }
 
 #[tokio::test]

@@ -370,7 +370,7 @@ async fn what_is_no_key_is_refused_and_nothing_runs() {
                 (spelt(b"\"\x80\""), bad_key("key-malformed")),
                 // A key comes before a scope: whoever it is, it cannot be used.
                 (spelt(b"a, b").by(None), bad_key("key-malformed")),
-                (spelt(long[1..].as_bytes()), Own),
+                (spelt(&long.as_bytes()[1..]), Own),
                 (spelt(format!("\"{}\\\"\"", &long[2..]).as_bytes()), Own),
             ],
         )
