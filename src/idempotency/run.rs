@@ -29,7 +29,7 @@ use super::{
     classify::Answer,
     record::{Phase, Record, Sealed, State, StoredResponse},
     reply::{self, Refusal, refuse, replay},
-    shared::{Claimed, Shared, Ticket},
+    shared::{Claimed, Shared, Ticket, after},
     usage::{Full, Place, may_store},
 };
 use crate::{
@@ -68,14 +68,8 @@ impl Run {
         claimed: Claimed,
     ) -> Self {
         let Claimed { hold, record } = claimed;
-        let handle = Idempotency::new(
-            Arc::clone(shared),
-            key.clone(),
-            &ticket,
-            record.clone(),
-            Some(Arc::clone(&hold)),
-        );
-        let until = Instant::now() + shared.policy.longest_run;
+        let handle = handle(shared, &key, &ticket, &record, &hold);
+        let until = after(shared.policy.longest_run);
         Self {
             shared: Arc::clone(shared),
             ticket,
@@ -163,13 +157,7 @@ impl Run {
 
     /// Answers without having done anything.
     async fn turn_away<R: Body, E>(&self, refusal: Refusal, reply: Reply<R, E>) {
-        match self.record.state {
-            // What was taken over must not be forgotten: its first owner may have executed it.
-            State::Pending(phase) if self.record.attempt > 1 => {
-                self.finish(State::Unknown(phase)).await;
-            }
-            _ => self.release().await,
-        }
+        self.give_back().await;
         let _ = reply.send(Ok(refuse(&self.shared.policy, &refusal)));
     }
 
@@ -203,6 +191,8 @@ impl Run {
             }
             Recovery::NotExecuted => {
                 self.record.state = State::Pending(shared.first_phase());
+                self.record.attempt = self.record.attempt.saturating_add(1);
+                self.handle = handle(&shared, &self.key, &self.ticket, &self.record, &self.hold);
                 let value = shared.encode(&self.record, &self.ticket.digest);
                 match shared.in_time(self.hold.change(value)).await {
                     Ok(Extension::Extended) => return Some(reply),
@@ -229,7 +219,7 @@ impl Run {
             key: self.key.clone(),
             digest: self.ticket.digest,
             fingerprint: self.ticket.fingerprint,
-            attempt: self.record.attempt.saturating_sub(1),
+            attempt: self.record.attempt,
             fence: self.hold.fence().as_u64(),
             request,
         }
@@ -381,6 +371,17 @@ impl Run {
         let headers = self.shared.policy.headers.stored(&parts.headers);
         StoredResponse { status: parts.status, headers, body }
     }
+}
+
+fn handle(
+    shared: &Arc<Shared>,
+    key: &IdempotencyKey,
+    ticket: &Ticket,
+    record: &Record,
+    hold: &Arc<Hold>,
+) -> Idempotency {
+    let (shared, hold) = (Arc::clone(shared), Some(Arc::clone(hold)));
+    Idempotency::new(shared, key.clone(), ticket, record.clone(), hold)
 }
 
 fn sealed(parts: &response::Parts, reason: SealReason) -> State {

@@ -3,7 +3,11 @@
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 
 use super::{
     Policy, PolicyError,
@@ -117,7 +121,11 @@ impl Shared {
         seen: &Seen,
         phase: Phase,
     ) -> Result<Found> {
-        let attempt = seen.record.attempt.saturating_add(1);
+        let attempt = match phase {
+            // Somebody is asked; the attempt in question is still the one that vanished.
+            Phase::Recovering => seen.record.attempt,
+            _ => seen.record.attempt.saturating_add(1),
+        };
         self.write_claim(ticket, When::Version(seen.version), attempt, phase).await
     }
 
@@ -211,6 +219,14 @@ impl Drop for Bid {
 
 /// How long it is tried to free what may have been claimed.
 const LONGEST_DOUBT: Duration = Duration::from_secs(10);
+
+/// The moment after this pause, or one that nobody lives to see.
+pub(super) fn after(pause: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(pause).unwrap_or_else(|| now + NEVER)
+}
+
+const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3_600);
 
 pub(super) fn unanswered() -> Error {
     Error::new(ErrorKind::Timeout, "the storage gave no answer in time")

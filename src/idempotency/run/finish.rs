@@ -14,6 +14,7 @@ use crate::{
     idempotency::{
         SealReason,
         record::{Phase, Record, Sealed, State, StoredResponse},
+        shared::after,
     },
     lease::Finish,
     storage::{Entry, Result},
@@ -78,10 +79,20 @@ impl Run {
         self.over();
     }
 
+    /// Leaves the key as if this attempt had not been: it has done nothing. What was taken over must
+    /// not be forgotten: its first owner may have executed it.
+    pub(super) async fn give_back(&self) {
+        match (&self.record.state, self.record.attempt) {
+            (State::Pending(Phase::Recovering), _) => self.mark_unknown(Phase::Recovering).await,
+            (_, 1) => self.release().await,
+            _ => drop(self.finish(State::Unknown(self.shared.first_phase())).await),
+        }
+    }
+
     /// The handler was stopped, as the process ends.
     pub(super) async fn give_up(&self) {
         match (self.shared.policy.commit_point, self.handle.has_begun()) {
-            (true, false) => self.release().await,
+            (true, false) => self.give_back().await,
             (_, true) => self.mark_unknown(Phase::AfterCommit).await,
             (false, false) => self.mark_unknown(self.shared.first_phase()).await,
         }
@@ -120,7 +131,7 @@ impl Run {
         F: Future<Output = Result<()>> + Send,
     {
         let (shared, digest) = (Arc::clone(&self.shared), self.ticket.digest);
-        let until = Instant::now() + shared.policy.lease;
+        let until = after(shared.policy.lease);
         let abandoned = shared.storage.tasks().abandoned();
         let repeat = async move {
             let mut pause = FIRST_PAUSE;
