@@ -6,6 +6,9 @@ mod race;
 mod support;
 
 mod basics;
+mod operators;
+mod recovery;
 mod states;
 mod till;
+mod waiting;
 mod wire;

@@ -263,8 +263,9 @@ async fn an_error_of_the_server_is_kept_unless_the_policy_frees_it() {
 async fn a_panic_is_kept_sealed_or_freed_as_the_policy_says() {
     for failure in [Disposition::Store, Disposition::Seal, Disposition::Release] {
         let policy = policy().with_failure(failure);
-        let till =
-            Till::new(MemoryStorage::new(), policy, |_, _| async { panic!("as the test wants it") });
+        let till = Till::new(MemoryStorage::new(), policy, |_, _| async {
+            panic!("as the test wants it")
+        });
         assert_eq!(told(&till.charge("a-key", "").await), (500, "handler-failed".into()));
         let again = till.charge("a-key", "").await;
         let wanted = match failure {

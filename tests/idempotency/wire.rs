@@ -30,7 +30,14 @@ pub(crate) const LEASE: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub(crate) struct Wire {
     storage: AnyStorage,
-    state: Arc<Mutex<Line>>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    line: Line,
+    /// After so many more writes it is [`Line::Mute`].
+    mute_after: Option<usize>,
 }
 
 /// What becomes of the operations.
@@ -47,16 +54,33 @@ pub(crate) enum Line {
 
 impl Wire {
     pub(crate) fn new(storage: impl Storage) -> Self {
-        Self { storage: storage.erase(), state: Arc::new(Mutex::new(Line::Up)) }
+        Self {
+            storage: storage.erase(),
+            state: Arc::new(Mutex::new(State { line: Line::Up, mute_after: None })),
+        }
     }
 
     pub(crate) fn set(&self, line: Line) {
-        *self.state.lock().unwrap() = line;
+        *self.state.lock().unwrap() = State { line, mute_after: None };
+    }
+
+    /// Lets so many more writes through with their answers.
+    pub(crate) fn mute_after(&self, writes: usize) {
+        *self.state.lock().unwrap() = State { line: Line::Up, mute_after: Some(writes) };
+    }
+
+    fn line(&self, writes: bool) -> Line {
+        let mut state = self.state.lock().unwrap();
+        match &mut state.mute_after {
+            Some(0) if writes => state.line = Line::Mute,
+            Some(left) if writes => *left -= 1,
+            _ => {}
+        }
+        state.line
     }
 
     async fn act<T>(&self, writes: bool, operation: impl Future<Output = Result<T>>) -> Result<T> {
-        let line = *self.state.lock().unwrap();
-        match line {
+        match self.line(writes) {
             Line::Down => Err(Error::new(ErrorKind::Unavailable, "as the test wants it")),
             Line::Full if writes => Err(Error::new(ErrorKind::Full, "as the test wants it")),
             Line::Up | Line::Full => operation.await,
