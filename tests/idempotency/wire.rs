@@ -38,6 +38,14 @@ struct State {
     line: Line,
     /// After so many more writes it is [`Line::Mute`].
     mute_after: Option<usize>,
+    /// There is no room for larger values.
+    room: usize,
+}
+
+impl State {
+    fn new(line: Line) -> Self {
+        Self { line, mute_after: None, room: usize::MAX }
+    }
 }
 
 /// What becomes of the operations.
@@ -48,25 +56,25 @@ pub(crate) enum Line {
     Down,
     /// They are applied, and the answers never come.
     Mute,
-    /// Those that write fail because there is no room.
-    Full,
 }
 
 impl Wire {
     pub(crate) fn new(storage: impl Storage) -> Self {
-        Self {
-            storage: storage.erase(),
-            state: Arc::new(Mutex::new(State { line: Line::Up, mute_after: None })),
-        }
+        Self { storage: storage.erase(), state: Arc::new(Mutex::new(State::new(Line::Up))) }
     }
 
     pub(crate) fn set(&self, line: Line) {
-        *self.state.lock().unwrap() = State { line, mute_after: None };
+        *self.state.lock().unwrap() = State::new(line);
     }
 
     /// Lets so many more writes through with their answers.
     pub(crate) fn mute_after(&self, writes: usize) {
-        *self.state.lock().unwrap() = State { line: Line::Up, mute_after: Some(writes) };
+        *self.state.lock().unwrap() = State { mute_after: Some(writes), ..State::new(Line::Up) };
+    }
+
+    /// From now on there is no room for values larger than this.
+    pub(crate) fn refuse_larger_than(&self, bytes: usize) {
+        *self.state.lock().unwrap() = State { room: bytes, ..State::new(Line::Up) };
     }
 
     fn line(&self, writes: bool) -> Line {
@@ -82,8 +90,7 @@ impl Wire {
     async fn act<T>(&self, writes: bool, operation: impl Future<Output = Result<T>>) -> Result<T> {
         match self.line(writes) {
             Line::Down => Err(Error::new(ErrorKind::Unavailable, "as the test wants it")),
-            Line::Full if writes => Err(Error::new(ErrorKind::Full, "as the test wants it")),
-            Line::Up | Line::Full => operation.await,
+            Line::Up => operation.await,
             Line::Mute => {
                 let _ = operation.await;
                 pending().await
@@ -98,6 +105,9 @@ impl Storage for Wire {
     }
 
     async fn put(&self, key: &Key, put: Put<'_>) -> Result<PutOutcome> {
+        if put.value.len() > self.state.lock().unwrap().room {
+            return Err(Error::new(ErrorKind::Full, "as the test wants it"));
+        }
         self.act(true, self.storage.put(key, put)).await
     }
 

@@ -17,7 +17,7 @@ use crate::{
         shared::after,
     },
     lease::Finish,
-    storage::{Entry, Result},
+    storage::{Entry, ErrorKind, Result},
 };
 
 /// The first pause before the last word is repeated; it doubles from there.
@@ -40,7 +40,7 @@ impl Run {
         let mut value = shared.encode(&self.last(state.clone()), digest);
         let mut finished = shared.in_time(self.hold.finish(value.clone())).await;
         if let (Err(error), State::Done(StoredResponse { status, .. })) = (&finished, &state)
-            && !error.is_transient()
+            && (!error.is_transient() || error.kind() == ErrorKind::Full)
         {
             // There is no room for the response, but for the word that there was one.
             event!(error, %error, "the response of a request with a key could not be stored");
