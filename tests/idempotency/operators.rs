@@ -271,7 +271,8 @@ async fn thousands_of_unknown_keys_are_listed_page_by_page() {
     let till = many(&MemoryStorage::new(), names()).await;
     let mut listed: Vec<_> = unknown(&till).await.into_iter().map(|key| key.handle).collect();
     let mut wanted: Vec<_> = names().map(|name| handle(&till, &name)).collect();
-    (listed.sort(), wanted.sort());
+    listed.sort();
+    wanted.sort();
     assert_eq!(listed, wanted);
     for handle in wanted {
         assert_eq!(till.layer.keys().delete(handle).await.unwrap(), Resolution::Done);

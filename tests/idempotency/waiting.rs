@@ -201,7 +201,8 @@ async fn who_waits_is_the_next_when_the_first_has_done_nothing() {
         answers.push((answer.status().as_u16(), is_replay(&answer)));
         took.push(time.as_secs());
     }
-    (answers.sort(), took.sort());
+    answers.sort();
+    took.sort();
     let expected = [(201, false), (201, true), (201, true), (422, false), (422, false)];
     assert_eq!((&answers[..], &took[..]), (&expected[..], &[2, 4, 6, 6, 6][..]));
     assert_eq!(till.executions(), 3);
