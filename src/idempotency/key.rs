@@ -1,6 +1,6 @@
 //! The key that a client sends for an operation.
 
-use std::{borrow::Cow, fmt, sync::Arc};
+use std::{borrow::Cow, fmt, str::FromStr, sync::Arc};
 
 use http::{HeaderMap, HeaderName};
 use sfv::{
@@ -21,6 +21,22 @@ impl IdempotencyKey {
     /// The key.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// The key as [`as_str`](Self::as_str) shows it, without quotes: for support, who was told it.
+///
+/// The errors are [`Empty`](KeyError::Empty) and [`Malformed`](KeyError::Malformed): what a policy asks
+/// of the length is not asked here.
+impl FromStr for IdempotencyKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        match text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            _ if text.is_empty() => Err(KeyError::Empty),
+            true => Ok(Self(text.into())),
+            false => Err(KeyError::Malformed),
+        }
     }
 }
 

@@ -135,7 +135,12 @@ impl IdempotencyKeys {
         let next = (bucket + 1 < BUCKETS).then_some(KeyCursor(bucket + 1));
         let (mut keys, mut settled) = (Vec::new(), Vec::new());
         for RosterItem { handle } in self.shared.roster(bucket).await?.1.iter() {
-            match self.look(&handle).await? {
+            let found = match self.look(&handle).await {
+                // Requests are told so, and it must not hide the others.
+                Err(error) if error.kind() == ErrorKind::Corrupt => continue,
+                found => found?,
+            };
+            match found {
                 Some((Seen { record, age, .. }, ttl)) => keys.push(UnknownKey {
                     handle: KeyHandle(handle),
                     label: record.label.into(),

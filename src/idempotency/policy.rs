@@ -487,7 +487,11 @@ impl Policy {
     #[must_use]
     #[track_caller]
     pub fn with_kept_headers<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
-        self.headers.allow_only = Some(names.into_iter().map(header_name).collect());
+        let mut kept = Vec::new();
+        for name in names {
+            kept.push(header_name(name));
+        }
+        self.headers.allow_only = Some(kept);
         self
     }
 
@@ -618,6 +622,9 @@ impl fmt::Debug for Policy {
 
 #[track_caller]
 fn header_name(name: &str) -> HeaderName {
-    HeaderName::try_from(name)
-        .unwrap_or_else(|_| panic!("{name:?} cannot be the name of a header field"))
+    // A closure would be its own caller.
+    match HeaderName::try_from(name) {
+        Ok(name) => name,
+        Err(_) => panic!("{name:?} cannot be the name of a header field"),
+    }
 }

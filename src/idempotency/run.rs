@@ -29,7 +29,7 @@ use super::{
     classify::Answer,
     record::{Phase, Record, Sealed, State, StoredResponse},
     reply::{self, Refusal, refuse, replay},
-    shared::{Claimed, Shared, Ticket},
+    shared::{Claimed, Shared, TakenFrom, Ticket},
     usage::{Full, Place, may_store},
 };
 use crate::{
@@ -49,8 +49,8 @@ pub(super) struct Run {
     ticket: Ticket,
     hold: Arc<Hold>,
     record: Record,
-    /// How far the owner had come, as far as is known, from which the key was taken over.
-    taken_from: Option<Phase>,
+    /// The owner before, which may have executed the request.
+    taken_from: Option<TakenFrom>,
     handle: Idempotency,
     key: IdempotencyKey,
     began: Instant,
@@ -69,13 +69,7 @@ impl Run {
         claimed: Claimed,
     ) -> Self {
         let Claimed { hold, record, taken_from } = claimed;
-        let handle = Idempotency::new(
-            Arc::clone(shared),
-            key.clone(),
-            &ticket,
-            record.clone(),
-            Some(Arc::clone(&hold)),
-        );
+        let handle = handle(shared, &key, &ticket, &record, &hold);
         Self {
             shared: Arc::clone(shared),
             ticket,
@@ -165,15 +159,8 @@ impl Run {
     }
 
     /// Answers without having done anything.
-    async fn turn_away<R: Body, E>(&mut self, refusal: Refusal, reply: Reply<R, E>) {
-        match self.taken_from {
-            None => self.release().await,
-            // What the owner before it may have done is not to be forgotten.
-            Some(phase) => {
-                self.record.attempt -= 1;
-                self.finish(State::Unknown(phase)).await;
-            }
-        }
+    async fn turn_away<R: Body, E>(&self, refusal: Refusal, reply: Reply<R, E>) {
+        self.give_back().await;
         let _ = reply.send(Ok(refuse(&self.shared.policy, &refusal)));
     }
 
@@ -206,10 +193,17 @@ impl Run {
                 return None;
             }
             Recovery::NotExecuted => {
-                self.record.state = State::Pending(shared.first_phase());
-                let value = shared.encode(&self.record, &self.ticket.digest);
+                let state = State::Pending(shared.first_phase());
+                let attempt = self.record.attempt.saturating_add(1);
+                let record = Record { state, attempt, ..self.record.clone() };
+                let value = shared.encode(&record, &self.ticket.digest);
                 match shared.in_time(self.hold.change(value)).await {
-                    Ok(Extension::Extended) => return Some(reply),
+                    Ok(Extension::Extended) => {
+                        let (key, ticket, hold) = (&self.key, &self.ticket, &self.hold);
+                        self.handle = handle(&shared, key, ticket, &record, hold);
+                        (self.record, self.taken_from) = (record, None);
+                        return Some(reply);
+                    }
                     Ok(Extension::Lost) => Refusal::InFlight,
                     Err(_) => {
                         self.finish(State::Unknown(Phase::Recovering)).await;
@@ -236,7 +230,7 @@ impl Run {
             key: self.key.clone(),
             digest: self.ticket.digest,
             fingerprint: self.ticket.fingerprint,
-            attempt: self.record.attempt.saturating_sub(1),
+            attempt: self.record.attempt,
             fence: self.hold.fence().as_u64(),
             request,
         }
@@ -275,7 +269,7 @@ impl Run {
             Disposition::Seal => {
                 self.finish(sealed(&parts, SealReason::Failed)).await;
             }
-            Disposition::Release => self.release().await,
+            Disposition::Release => self.give_back().await,
         }
     }
 
@@ -288,7 +282,7 @@ impl Run {
             Disposition::Store => self.store(parts, body, reply).await,
             Disposition::Seal => self.seal(parts, body, SealReason::ByHandler, reply).await,
             Disposition::Release => {
-                self.release().await;
+                self.give_back().await;
                 let _ = reply.send(Ok(Response::from_parts(parts, ResponseBody::inner(body))));
             }
         }
@@ -388,6 +382,17 @@ impl Run {
         let headers = self.shared.policy.headers.stored(&parts.headers);
         StoredResponse { status: parts.status, headers, body }
     }
+}
+
+fn handle(
+    shared: &Arc<Shared>,
+    key: &IdempotencyKey,
+    ticket: &Ticket,
+    record: &Record,
+    hold: &Arc<Hold>,
+) -> Idempotency {
+    let (shared, hold) = (Arc::clone(shared), Some(Arc::clone(hold)));
+    Idempotency::new(shared, key.clone(), ticket, record.clone(), hold)
 }
 
 fn sealed(parts: &response::Parts, reason: SealReason) -> State {

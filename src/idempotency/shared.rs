@@ -54,8 +54,15 @@ pub(super) enum Found {
 pub(super) struct Claimed {
     pub(super) hold: Arc<Hold>,
     pub(super) record: Record,
-    /// How far the owner had come, as far as is known, from which it was taken over.
-    pub(super) taken_from: Option<Phase>,
+    pub(super) taken_from: Option<TakenFrom>,
+}
+
+/// The owner from which a key was taken over.
+#[derive(Clone, Copy)]
+pub(super) struct TakenFrom {
+    /// How far it had come, as far as is known.
+    pub(super) phase: Phase,
+    pub(super) attempt: u32,
 }
 
 /// Somebody's record as it was seen.
@@ -137,8 +144,15 @@ impl Shared {
         phase: Phase,
     ) -> Result<Found> {
         let when = seen.map_or(When::Absent, |seen| When::Version(seen.version));
-        let attempt = seen.map_or(1, |seen| seen.record.attempt.saturating_add(1));
-        let taken_from = seen.and_then(|seen| seen.record.state.phase());
+        let attempt = match (seen, phase) {
+            (None, _) => 1,
+            // Somebody is asked; the attempt in question is still the one that vanished.
+            (Some(seen), Phase::Recovering) => seen.record.attempt,
+            (Some(seen), _) => seen.record.attempt.saturating_add(1),
+        };
+        let taken_from = seen.and_then(|seen| {
+            Some(TakenFrom { phase: seen.record.state.phase()?, attempt: seen.record.attempt })
+        });
         let claim =
             Claim::new(self.storage.clone(), self.key(&ticket.digest), self.policy.retention);
         let record = Record {
@@ -150,9 +164,9 @@ impl Shared {
             state: State::Pending(phase),
         };
         let value = self.encode(&record, &ticket.digest);
-        let before = taken_from.zip(seen).map(|(phase, seen)| {
-            let (token, state) = (claim.token, State::Unknown(phase));
-            self.encode(&Record { token, state, ..seen.record.clone() }, &ticket.digest)
+        let before = taken_from.map(|TakenFrom { phase, attempt }| {
+            let state = State::Unknown(phase);
+            self.encode(&Record { state, attempt, ..record.clone() }, &ticket.digest)
         });
         let mut bid = Bid { claim, doubt: false, before, within: self.policy.timeout };
         let standing = match self.in_time(bid.place(when, value.clone())).await {
@@ -256,6 +270,14 @@ const LONGEST_DOUBT: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// After that it is looked again for a claim that was not there.
 const SECOND_LOOK: Duration = Duration::from_secs(2);
+
+/// The moment after this pause, or one that nobody lives to see.
+pub(super) fn after(pause: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(pause).unwrap_or_else(|| now + NEVER)
+}
+
+const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3_600);
 
 pub(super) fn unanswered() -> Error {
     Error::new(ErrorKind::Timeout, "the storage gave no answer in time")

@@ -15,7 +15,11 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{InFlight, reply::preferred_wait, shared::Shared};
+use super::{
+    InFlight,
+    reply::preferred_wait,
+    shared::{Shared, after},
+};
 
 /// After that a waiting duplicate asks the storage again; it doubles from there. A first that runs in
 /// this process wakes it sooner.
@@ -91,7 +95,7 @@ impl<'a> Queue<'a> {
             InFlight::WaitIfPreferred(most) => preferred?.min(most),
         };
         let place = shared.waiting.try_acquire().ok()?;
-        let until = Instant::now().checked_add(patience)?;
+        let until = after(patience);
         let (board, pause) = (&shared.board, FIRST_PAUSE);
         Some(Self { board, key, news: board.enter(key), until, pause, _place: place })
     }

@@ -192,10 +192,13 @@ impl Hold {
     }
 }
 
+/// As good as without end, and a moment that clocks can tell.
+const LONGEST: Duration = Duration::from_secs(30 * 365 * 24 * 3_600);
+
 /// How long the lease is certain to be held from when the storage was asked: until it is over, or
 /// until the entry is.
 fn sure(grant: &Grant, lease: Duration) -> Duration {
-    usable(grant.left.min(lease.saturating_sub(grant.age)))
+    usable(grant.left.min(lease.saturating_sub(grant.age)).min(LONGEST))
 }
 
 /// Extends at every third of the lease, so that two beats may fail before it is lost; sooner if the

@@ -1,5 +1,7 @@
 //! Idempotency keys, as their users see them.
 
+#[path = "../support/log.rs"]
+mod log;
 #[path = "../support/race.rs"]
 mod race;
 #[path = "../support/staged.rs"]
@@ -17,19 +19,25 @@ mod commands;
 mod desk;
 mod dispositions;
 mod drain;
+mod extractor;
 mod failures;
 mod flows;
 mod history;
 mod layers;
 mod network;
+mod operators;
 mod outage;
 mod outcomes;
+mod policy;
 mod probes;
+mod quotas;
 mod races;
+mod recovery;
 mod states;
 mod till;
 mod traces;
 mod uploads;
+mod waiting;
 mod wire;
 use race::redis_storage;
 use support::RedisServer;

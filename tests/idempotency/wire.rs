@@ -30,7 +30,22 @@ pub(crate) const LEASE: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub(crate) struct Wire {
     storage: AnyStorage,
-    state: Arc<Mutex<Line>>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    line: Line,
+    /// After so many more writes it is [`Line::Mute`].
+    mute_after: Option<usize>,
+    /// There is no room for larger values.
+    room: usize,
+}
+
+impl State {
+    fn new(line: Line) -> Self {
+        Self { line, mute_after: None, room: usize::MAX }
+    }
 }
 
 /// What becomes of the operations.
@@ -41,25 +56,41 @@ pub(crate) enum Line {
     Down,
     /// They are applied, and the answers never come.
     Mute,
-    /// Those that write fail because there is no room.
-    Full,
 }
 
 impl Wire {
     pub(crate) fn new(storage: impl Storage) -> Self {
-        Self { storage: storage.erase(), state: Arc::new(Mutex::new(Line::Up)) }
+        Self { storage: storage.erase(), state: Arc::new(Mutex::new(State::new(Line::Up))) }
     }
 
     pub(crate) fn set(&self, line: Line) {
-        *self.state.lock().unwrap() = line;
+        *self.state.lock().unwrap() = State::new(line);
+    }
+
+    /// Lets so many more writes through with their answers.
+    pub(crate) fn mute_after(&self, writes: usize) {
+        *self.state.lock().unwrap() = State { mute_after: Some(writes), ..State::new(Line::Up) };
+    }
+
+    /// From now on there is no room for values larger than this.
+    pub(crate) fn refuse_larger_than(&self, bytes: usize) {
+        *self.state.lock().unwrap() = State { room: bytes, ..State::new(Line::Up) };
+    }
+
+    fn line(&self, writes: bool) -> Line {
+        let mut state = self.state.lock().unwrap();
+        match &mut state.mute_after {
+            Some(0) if writes => state.line = Line::Mute,
+            Some(left) if writes => *left -= 1,
+            _ => {}
+        }
+        state.line
     }
 
     async fn act<T>(&self, writes: bool, operation: impl Future<Output = Result<T>>) -> Result<T> {
-        let line = *self.state.lock().unwrap();
-        match line {
+        match self.line(writes) {
             Line::Down => Err(Error::new(ErrorKind::Unavailable, "as the test wants it")),
-            Line::Full if writes => Err(Error::new(ErrorKind::Full, "as the test wants it")),
-            Line::Up | Line::Full => operation.await,
+            Line::Up => operation.await,
             Line::Mute => {
                 let _ = operation.await;
                 pending().await
@@ -74,6 +105,9 @@ impl Storage for Wire {
     }
 
     async fn put(&self, key: &Key, put: Put<'_>) -> Result<PutOutcome> {
+        if put.value.len() > self.state.lock().unwrap().room {
+            return Err(Error::new(ErrorKind::Full, "as the test wants it"));
+        }
         self.act(true, self.storage.put(key, put)).await
     }
 

@@ -13,8 +13,9 @@ use tokio::time::{Instant, sleep};
 use super::Run;
 use crate::{
     idempotency::{
-        SealReason,
+        Repeat, SealReason,
         record::{Phase, Record, Sealed, State, StoredResponse},
+        shared::{TakenFrom, after},
     },
     lease::Finish,
     storage::{Entry, ErrorKind, Result},
@@ -36,19 +37,23 @@ pub(super) enum Finished {
 impl Run {
     /// Stores what came of the request.
     pub(super) async fn finish(&self, state: State) -> Finished {
+        self.write_last(Record { state, ..self.record.clone() }).await
+    }
+
+    async fn write_last(&self, mut record: Record) -> Finished {
         let (shared, digest) = (&self.shared, &self.ticket.digest);
-        let mut value = shared.encode(&self.last(state.clone()), digest);
+        let mut value = shared.encode(&record, digest);
         let mut finished = shared.in_time(self.hold.finish(value.clone())).await;
         if let (Err(error), State::Done(StoredResponse { status, headers, .. })) =
-            (&finished, &state)
+            (&finished, &record.state)
             && (error.kind() == ErrorKind::Full || !error.is_transient())
         {
             // There is no room for the response, but for the word that there was one.
             event!(error, %error, "the response of a request with a key could not be stored");
             let (status, location) = (*status, headers.get(LOCATION).cloned());
             let reason = SealReason::OverQuota;
-            let sealed = State::Sealed(Sealed { status, location, reason });
-            value = shared.encode(&self.last(sealed), digest);
+            record.state = State::Sealed(Sealed { status, location, reason });
+            value = shared.encode(&record, digest);
             finished = shared.in_time(self.hold.finish(value.clone())).await;
         }
         let finished = match finished {
@@ -80,10 +85,27 @@ impl Run {
         self.over();
     }
 
+    /// Leaves the key as if this attempt had not been: it has done nothing. What was taken over must
+    /// not be forgotten, if the owner before may have executed it.
+    pub(super) async fn give_back(&self) {
+        match self.taken_from {
+            None | Some(TakenFrom { phase: Phase::BeforeCommit, .. }) => self.release().await,
+            Some(TakenFrom { phase, attempt }) => {
+                let state = State::Unknown(phase);
+                let record = Record { state, attempt, ..self.record.clone() };
+                if let Finished::Written = self.write_last(record).await
+                    && self.shared.policy.repeat == Repeat::AtMostOnce
+                {
+                    self.shared.enlist(&self.ticket.digest).await;
+                }
+            }
+        }
+    }
+
     /// The handler was stopped, as the process ends.
     pub(super) async fn give_up(&self) {
         match (self.shared.policy.commit_point, self.handle.has_begun()) {
-            (true, false) => self.release().await,
+            (true, false) => self.give_back().await,
             (_, true) => self.mark_unknown(Phase::AfterCommit).await,
             (false, false) => self.mark_unknown(self.shared.first_phase()).await,
         }
@@ -94,10 +116,6 @@ impl Run {
         if let Finished::Written = self.finish(State::Unknown(phase)).await {
             self.shared.enlist(&self.ticket.digest).await;
         }
-    }
-
-    fn last(&self, state: State) -> Record {
-        Record { state, ..self.record.clone() }
     }
 
     fn theirs(&self, entry: Entry) -> Option<StoredResponse> {
@@ -122,7 +140,7 @@ impl Run {
         F: Future<Output = Result<()>> + Send,
     {
         let (shared, digest) = (Arc::clone(&self.shared), self.ticket.digest);
-        let until = Instant::now() + shared.policy.lease;
+        let until = after(shared.policy.lease);
         let abandoned = shared.storage.tasks().abandoned();
         let repeat = async move {
             let mut pause = FIRST_PAUSE;
