@@ -12,6 +12,7 @@ mod cancel;
 mod drain;
 mod failures;
 mod flows;
+mod lost_redis;
 mod outage;
 mod till;
 mod traces;
