@@ -18,7 +18,7 @@ use tower_keep::{
 };
 
 use crate::{
-    flows::{Flow, Flow::*, Work},
+    flows::{Flow, Flow::*, STEP, Work, spawn},
     staged::{Fate, Staged},
     till::{Till, charge, receipt},
     traces::{LEASE, Left, SETTLED, left, listed, place_of, short, vanish},
@@ -39,8 +39,11 @@ const ONCE: [Fate; 7] = [
 /// What goes wrong with one operation and with all after it.
 const FROM_THEN_ON: [Fate; 2] = [Fate::DeadBefore, Fate::DeadAfter];
 
-const ACTS: [Flow; 13] = [
+const ACTS: [Flow; 16] = [
     First,
+    Conflict,
+    Waiting,
+    Mismatch,
     Streaming,
     Begin,
     Release,
@@ -74,6 +77,8 @@ impl Case {
         let other = work.till(Staged::new(&memory), policy.clone());
         match flow {
             Replay => drop(other.charge("a-key", "act").await),
+            Mismatch => drop(other.charge("a-key", "plain").await),
+            Conflict | Waiting => spawn(&other, "a-key", "slow").await,
             _ if flow.finds_a_vanished_owner() => vanish(&memory, policy, "act").await,
             _ => {}
         }
@@ -93,7 +98,14 @@ impl Case {
     /// anyway, or that nothing was done.
     async fn act(&self) -> Response<Bytes> {
         let began = Instant::now();
-        let answer = self.node.send(self.flow.request()).await;
+        let opens = async {
+            if self.flow == Waiting {
+                sleep(20 * STEP).await;
+                self.work.open.send_replace(true);
+            }
+        };
+        let (answer, ()) = tokio::join!(self.node.send(self.flow.request()), opens);
+        self.work.open.send_replace(true);
         self.assert(began.elapsed() < 6 * SECOND, "the client has waited for too long");
         let (status, replay, code) = short(&answer);
         let usual = (status, replay, code.as_str()) == self.flow.answer();
@@ -162,6 +174,28 @@ async fn a_claim_whose_answer_is_lost_is_the_requests_own() {
             case.assert(told == flow.answer(), &format!("it is told {status}, {code:?}"));
             case.check().await;
         }
+    }
+}
+
+/// The owner has come back, and has freed its key, while it was being taken over: then nobody has
+/// vanished, and nothing is recovered or taken for an outage.
+#[tokio::test(start_paused = true)]
+async fn a_key_that_ends_while_it_is_taken_over_is_claimed_anew() {
+    for outage in [Outage::Closed, Outage::Open] {
+        let memory = MemoryStorage::new();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let policy = Recovered.policy(&asked).with_outage(outage);
+        vanish(&memory, policy.clone(), "").await;
+        let staged = Staged::new(&memory);
+        let till = Till::counting(staged.clone(), policy);
+        staged.plan(1, Fate::HeldBefore);
+        let first = in_background(&till);
+        staged.reached().await;
+        assert!(memory.delete(&place_of("a-key").await, When::Always).await.unwrap());
+        staged.release();
+        assert_eq!(first.await.unwrap().body(), "receipt 1");
+        assert!(short(&till.charge("a-key", "").await).1, "{outage:?}");
+        assert_eq!((asked.load(SeqCst), till.executions()), (0, 1));
     }
 }
 
