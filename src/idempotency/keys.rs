@@ -148,7 +148,7 @@ impl IdempotencyKeys {
         }
         if !settled.is_empty() {
             let strike = |roster: &mut Roster| {
-                settled.iter().fold(false, |changed, handle| roster.remove(handle) || changed)
+                settled.iter().filter(|handle| roster.remove(handle)).count() > 0
             };
             // A list that is not cleaned up is cleaned up the next time.
             let _ = self.shared.change_roster(bucket, strike).await;

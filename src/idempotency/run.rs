@@ -137,7 +137,7 @@ impl Run {
             false => reply,
         };
         let mut request = Request::from_parts(parts, B::from(body));
-        request.extensions_mut().insert(self.handle.clone());
+        self.handle.enter(request.extensions_mut());
         let work = AssertUnwindSafe(oneshot(inner, request)).catch_unwind();
         match self.alive(work).await {
             Ok(Ok(Ok(response))) => {

@@ -352,7 +352,7 @@ async fn a_closure_of_the_policy_that_panics_has_claimed_nothing() {
             async move {
                 sleep(SECOND).await;
                 assert!(!panics.load(SeqCst), "on purpose");
-                Some("alice")
+                Ok::<_, Infallible>(Some("alice"))
             }
         })
     };
