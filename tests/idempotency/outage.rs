@@ -431,6 +431,31 @@ async fn who_is_silent_for_longer_than_the_lease_is_taken_over() {
     }
 }
 
+/// At most once, the duplicates are told that nobody knows; until the owner comes back, which does.
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_comes_back_says_what_was_unknown() {
+    let memory = MemoryStorage::new();
+    let policy = Policy::scope_public().with_repeat(Repeat::AtMostOnce);
+    let staged = Staged::new(&memory);
+    let (till, lost) = working(&staged, policy.clone(), 2 * LEASE);
+    let other = Till::counting(Staged::new(&memory), policy);
+    let first = in_background(&till);
+    sleep(SECOND).await;
+    staged.all(Some(Fate::MuteBefore));
+    sleep(LEASE).await;
+    assert!(lost.load(SeqCst) > 0);
+    for _ in 0..2 {
+        let told = short(&other.charge("a-key", "").await);
+        assert_eq!(told, (409, false, "outcome-unknown".into()));
+        assert_eq!(listed(&other.layer).await.len(), 1);
+    }
+    staged.all(None);
+    assert_eq!(first.await.unwrap().body(), "receipt 1");
+    assert_eq!(short(&other.charge("a-key", "").await), (201, true, String::new()));
+    assert_eq!(listed(&other.layer).await, []);
+    assert_eq!((till.executions(), other.executions()), (1, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn after_the_longest_run_there_are_no_signs_of_life() {
     let memory = MemoryStorage::new();
@@ -532,6 +557,29 @@ async fn a_place_that_is_not_granted_or_too_late_is_not_taken() {
         staged.release();
         sleep(SETTLED).await;
         for key in ["a-key", "b-key"] {
+            assert_eq!(till.charge(key, "").await.status(), 201, "{fate:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_is_given_back_when_the_storage_is_there_again() {
+    for fate in [Fate::Refused, Fate::Unanswered, Fate::MuteBefore] {
+        let memory = MemoryStorage::new();
+        let staged = Staged::new(&memory);
+        let cut = staged.clone();
+        let policy = Policy::scope_public().with_max_in_flight(1);
+        let till = Till::new(staged.clone(), policy, move |execution, request| {
+            if request.headers()["idempotency-key"] == "a-key" {
+                cut.all(Some(fate));
+            }
+            async move { receipt(execution) }
+        });
+        assert_eq!(till.charge("a-key", "").await.status(), 201);
+        sleep(20 * SECOND).await;
+        staged.all(None);
+        sleep(SETTLED).await;
+        for key in ["b-key", "c-key"] {
             assert_eq!(till.charge(key, "").await.status(), 201, "{fate:?}");
         }
     }
