@@ -22,7 +22,7 @@ use tokio::{
 use tower_keep::idempotency::{Idempotency, Policy, Repeat};
 
 use crate::{
-    race::{count, redis_storage},
+    race::{Dice, count, redis_storage},
     support::{Proxy, RedisServer, until},
     till::{Till, receipt},
     traces::short,
@@ -167,20 +167,22 @@ async fn connections_that_break_at_any_moment_charge_nobody_twice() {
     let server = RedisServer::start();
     let proxy = Proxy::start(server.port()).await;
     let storage = redis_storage(&proxy.url(), "break").await;
-    let per_key: Arc<[AtomicUsize]> = (0..count(40, 400)).map(|_| AtomicUsize::new(0)).collect();
+    let per_key: Arc<[AtomicUsize]> = (0..count(60, 400)).map(|_| AtomicUsize::new(0)).collect();
     let counted = Arc::clone(&per_key);
     let most = policy().with_repeat(Repeat::AtMostOnce);
     let till = Till::new(storage.clone(), most, move |execution, request| {
         let number: usize = request.uri().query().unwrap().parse().unwrap();
         counted[number].fetch_add(1, SeqCst);
         async move {
-            sleep(Duration::from_millis(1)).await;
+            sleep(Duration::from_millis(20)).await;
             receipt(execution)
         }
     });
     let cutting = async {
+        let dice = Dice::new(5);
         loop {
-            sleep(Duration::from_millis(17)).await;
+            // Not so often that the storage takes its server for dead.
+            sleep(Duration::from_millis(30 + dice.below(120))).await;
             proxy.cut();
         }
     };
@@ -200,13 +202,17 @@ async fn connections_that_break_at_any_moment_charge_nobody_twice() {
                 if answer.status() == 503 && answers.is_empty() {
                     assert_eq!(ran.load(SeqCst), 0, "told that nothing was done");
                 }
+                let told = short(&answer);
                 if answer.status() == 201 {
                     answers.push(answer);
                     if answers.len() == 2 {
                         break;
                     }
                 }
-                assert!(began.elapsed() < PATIENCE, "a claim without an owner");
+                assert!(
+                    began.elapsed() < PATIENCE,
+                    "a claim without an owner: {told:?}, {number}, ran {ran:?}"
+                );
             }
             assert_eq!(answers[0].body(), answers[1].body());
             assert_eq!(ran.load(SeqCst), 1);
