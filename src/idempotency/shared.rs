@@ -247,27 +247,46 @@ impl Drop for Bid {
 
 /// Takes back what may have been claimed, and says whether there was something.
 async fn withdraw(claim: &Claim, before: &Option<Bytes>, within: Duration) -> bool {
-    let until = Instant::now() + LONGEST_DOUBT;
+    let withdrawn = persist(&claim.storage, within, LONGEST_DOUBT, || async {
+        match before {
+            None => claim.clear(None).await,
+            Some(before) => claim.replace(before.clone()).await,
+        }
+    });
+    withdrawn.await.unwrap_or(false)
+}
+
+/// Asks for something until there is an answer, `within` each time, for so long in all; once if the
+/// process is about to end.
+pub(super) async fn persist<T, F>(
+    storage: &AnyStorage,
+    within: Duration,
+    longest: Duration,
+    mut ask: impl FnMut() -> F,
+) -> Option<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    let began = Instant::now();
     let mut pause = FIRST_PAUSE;
     loop {
-        let withdrawn = async {
-            match before {
-                None => claim.clear(None).await,
-                Some(before) => claim.replace(before.clone()).await,
-            }
-        };
-        match timeout(within, withdrawn).await {
-            Ok(Ok(was_there)) => return was_there,
-            _ if until <= Instant::now() => return false,
-            _ => sleep(pause).await,
+        match timeout(within, ask()).await {
+            Ok(Ok(answer)) => return Some(answer),
+            Ok(Err(error)) if !error.is_transient() => return None,
+            _ if longest <= began.elapsed() => return None,
+            _ => {}
         }
-        pause *= 2;
+        tokio::select! {
+            () = sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+            () = storage.tasks().abandoned() => return None,
+        }
     }
 }
 
 /// How long it is tried to take back what may have been claimed.
 const LONGEST_DOUBT: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// After that it is looked again for a claim that was not there.
 const SECOND_LOOK: Duration = Duration::from_secs(2);
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{runtime::Handle, time::timeout};
 
-use super::shared::{Shared, unanswered};
+use super::shared::{Shared, persist, unanswered};
 use crate::{
     Quota,
     storage::{Charge, Identity, Key, Name, Receipt, Result, Spend, Storage},
@@ -69,8 +69,14 @@ impl Drop for Place {
         let (shared, key, quota) = (Arc::clone(&self.shared), self.key.clone(), self.quota);
         let spend = Spend::Refund { units: 1, receipt: self.receipt };
         let give_back = async move {
-            let charge = [Charge::new(&key, quota, spend)];
-            let _ = timeout(LONGEST_ANSWER, shared.storage.acquire(&charge)).await;
+            let (within, longest) = (shared.policy.timeout, shared.policy.lease);
+            // Once more does no harm: what was given back is not there any more.
+            let given = persist(&shared.storage, within, longest, || async {
+                shared.storage.acquire(&[Charge::new(&key, quota, spend)]).await
+            });
+            if given.await.is_none() {
+                event!(warn, "a place of a scope is taken until it is free by itself");
+            }
         };
         drop(self.shared.storage.tasks().spawn_on(give_back, &runtime));
     }

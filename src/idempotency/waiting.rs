@@ -119,3 +119,30 @@ impl Drop for Queue<'_> {
         self.board.leave(&self.key);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MemoryStorage, Storage, idempotency::Policy};
+
+    const KEY: [u8; 32] = [1; 32];
+
+    #[tokio::test(start_paused = true)]
+    async fn who_goes_away_leaves_nothing_on_the_board() {
+        let policy = Policy::scope_public()
+            .with_in_flight(InFlight::Wait(Duration::from_secs(5)))
+            .with_max_waiting(2);
+        let shared = Shared::try_new(MemoryStorage::new().erase(), policy).unwrap();
+        let enter = || Queue::enter(&shared, KEY, &HeaderMap::new());
+        let (first, second) = (enter().unwrap(), enter().unwrap());
+        assert!(enter().is_none(), "there is room for two");
+        drop(first);
+        assert_eq!(shared.board.waits().len(), 1, "the other one waits");
+        let mut third = enter().unwrap();
+        assert!(timeout_at(Instant::now(), third.pause(Duration::MAX)).await.is_err());
+        drop((second, third));
+        assert!(shared.board.waits().is_empty());
+        assert_eq!(shared.board.waiting.load(SeqCst), 0);
+        shared.board.tell(&KEY);
+    }
+}

@@ -24,6 +24,7 @@ mod failures;
 mod flows;
 mod history;
 mod layers;
+mod lost_redis;
 mod network;
 mod operators;
 mod outage;

@@ -18,7 +18,7 @@ use tower_keep::{
 };
 
 use crate::{
-    flows::{Flow, Flow::*, Work},
+    flows::{Flow, Flow::*, STEP, Work, spawn},
     staged::{Fate, Staged},
     till::{Till, charge, receipt},
     traces::{LEASE, Left, SETTLED, left, listed, place_of, short, vanish},
@@ -39,8 +39,11 @@ const ONCE: [Fate; 7] = [
 /// What goes wrong with one operation and with all after it.
 const FROM_THEN_ON: [Fate; 2] = [Fate::DeadBefore, Fate::DeadAfter];
 
-const ACTS: [Flow; 13] = [
+const ACTS: [Flow; 16] = [
     First,
+    Conflict,
+    Waiting,
+    Mismatch,
     Streaming,
     Begin,
     Release,
@@ -74,6 +77,8 @@ impl Case {
         let other = work.till(Staged::new(&memory), policy.clone());
         match flow {
             Replay => drop(other.charge("a-key", "act").await),
+            Mismatch => drop(other.charge("a-key", "plain").await),
+            Conflict | Waiting => spawn(&other, "a-key", "slow").await,
             _ if flow.finds_a_vanished_owner() => vanish(&memory, policy, "act").await,
             _ => {}
         }
@@ -93,7 +98,14 @@ impl Case {
     /// anyway, or that nothing was done.
     async fn act(&self) -> Response<Bytes> {
         let began = Instant::now();
-        let answer = self.node.send(self.flow.request()).await;
+        let opens = async {
+            if self.flow == Waiting {
+                sleep(20 * STEP).await;
+                self.work.open.send_replace(true);
+            }
+        };
+        let (answer, ()) = tokio::join!(self.node.send(self.flow.request()), opens);
+        self.work.open.send_replace(true);
         self.assert(began.elapsed() < 6 * SECOND, "the client has waited for too long");
         let (status, replay, code) = short(&answer);
         let usual = (status, replay, code.as_str()) == self.flow.answer();
@@ -162,6 +174,28 @@ async fn a_claim_whose_answer_is_lost_is_the_requests_own() {
             case.assert(told == flow.answer(), &format!("it is told {status}, {code:?}"));
             case.check().await;
         }
+    }
+}
+
+/// The owner has come back, and has freed its key, while it was being taken over: then nobody has
+/// vanished, and nothing is recovered or taken for an outage.
+#[tokio::test(start_paused = true)]
+async fn a_key_that_ends_while_it_is_taken_over_is_claimed_anew() {
+    for outage in [Outage::Closed, Outage::Open] {
+        let memory = MemoryStorage::new();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let policy = Recovered.policy(&asked).with_outage(outage);
+        vanish(&memory, policy.clone(), "").await;
+        let staged = Staged::new(&memory);
+        let till = Till::counting(staged.clone(), policy);
+        staged.plan(1, Fate::HeldBefore);
+        let first = in_background(&till);
+        staged.reached().await;
+        assert!(memory.delete(&place_of("a-key").await, When::Always).await.unwrap());
+        staged.release();
+        assert_eq!(first.await.unwrap().body(), "receipt 1");
+        assert!(short(&till.charge("a-key", "").await).1, "{outage:?}");
+        assert_eq!((asked.load(SeqCst), till.executions()), (0, 1));
     }
 }
 
@@ -397,6 +431,31 @@ async fn who_is_silent_for_longer_than_the_lease_is_taken_over() {
     }
 }
 
+/// At most once, the duplicates are told that nobody knows; until the owner comes back, which does.
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_comes_back_says_what_was_unknown() {
+    let memory = MemoryStorage::new();
+    let policy = Policy::scope_public().with_repeat(Repeat::AtMostOnce);
+    let staged = Staged::new(&memory);
+    let (till, lost) = working(&staged, policy.clone(), 2 * LEASE);
+    let other = Till::counting(Staged::new(&memory), policy);
+    let first = in_background(&till);
+    sleep(SECOND).await;
+    staged.all(Some(Fate::MuteBefore));
+    sleep(LEASE).await;
+    assert!(lost.load(SeqCst) > 0);
+    for _ in 0..2 {
+        let told = short(&other.charge("a-key", "").await);
+        assert_eq!(told, (409, false, "outcome-unknown".into()));
+        assert_eq!(listed(&other.layer).await.len(), 1);
+    }
+    staged.all(None);
+    assert_eq!(first.await.unwrap().body(), "receipt 1");
+    assert_eq!(short(&other.charge("a-key", "").await), (201, true, String::new()));
+    assert_eq!(listed(&other.layer).await, []);
+    assert_eq!((till.executions(), other.executions()), (1, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn after_the_longest_run_there_are_no_signs_of_life() {
     let memory = MemoryStorage::new();
@@ -498,6 +557,29 @@ async fn a_place_that_is_not_granted_or_too_late_is_not_taken() {
         staged.release();
         sleep(SETTLED).await;
         for key in ["a-key", "b-key"] {
+            assert_eq!(till.charge(key, "").await.status(), 201, "{fate:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_is_given_back_when_the_storage_is_there_again() {
+    for fate in [Fate::Refused, Fate::Unanswered, Fate::MuteBefore] {
+        let memory = MemoryStorage::new();
+        let staged = Staged::new(&memory);
+        let cut = staged.clone();
+        let policy = Policy::scope_public().with_max_in_flight(1);
+        let till = Till::new(staged.clone(), policy, move |execution, request| {
+            if request.headers()["idempotency-key"] == "a-key" {
+                cut.all(Some(fate));
+            }
+            async move { receipt(execution) }
+        });
+        assert_eq!(till.charge("a-key", "").await.status(), 201);
+        sleep(20 * SECOND).await;
+        staged.all(None);
+        sleep(SETTLED).await;
+        for key in ["b-key", "c-key"] {
             assert_eq!(till.charge(key, "").await.status(), 201, "{fate:?}");
         }
     }
