@@ -8,6 +8,7 @@ use axum::{
     http::{Request, Response},
 };
 use futures_util::stream;
+use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 use tower_keep::{
     RequestHead, Storage,
@@ -20,7 +21,7 @@ use crate::{
 };
 
 /// What a handler does if it gets to run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Act {
     Receipt,
     /// A receipt that comes in pieces.
@@ -55,7 +56,7 @@ impl Act {
 }
 
 /// One request.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Order {
     pub(crate) id: Id,
     pub(crate) key: String,
@@ -94,7 +95,7 @@ impl Order {
 #[derive(Clone)]
 pub(crate) struct Desk {
     pub(crate) till: Till,
-    log: Log,
+    pub(crate) log: Log,
 }
 
 impl Desk {

@@ -70,6 +70,8 @@ pub(crate) struct Event {
 pub(crate) struct Log {
     clock: Clock,
     events: Arc<Mutex<Vec<Event>>>,
+    /// For the process that has started this one, and may kill it at any time.
+    echoes: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -82,11 +84,18 @@ enum Clock {
 
 impl Log {
     pub(crate) fn new() -> Self {
-        Self { clock: Clock::Since(tokio::time::Instant::now()), events: Arc::default() }
+        let clock = Clock::Since(tokio::time::Instant::now());
+        Self { clock, events: Arc::default(), echoes: false }
     }
 
+    /// For histories of more than one process.
     pub(crate) fn of_machine() -> Self {
-        Self { clock: Clock::Machine, events: Arc::default() }
+        Self { clock: Clock::Machine, events: Arc::default(), echoes: false }
+    }
+
+    /// The same, and every event is printed at once.
+    pub(crate) fn echoing() -> Self {
+        Self { echoes: true, ..Self::of_machine() }
     }
 
     pub(crate) fn note(&self, id: Id, step: Step) {
@@ -95,7 +104,11 @@ impl Log {
             Clock::Since(beginning) => beginning.elapsed(),
             Clock::Machine => SystemTime::now().duration_since(UNIX_EPOCH).unwrap(),
         };
-        events.push(Event { at: at.as_nanos() as u64, id, step });
+        let event = Event { at: at.as_nanos() as u64, id, step };
+        if self.echoes {
+            println!("event {}", serde_json::to_string(&event).unwrap());
+        }
+        events.push(event);
     }
 
     pub(crate) fn take(&self) -> Vec<Event> {

@@ -9,5 +9,7 @@ mod basics;
 mod desk;
 mod history;
 mod network;
+mod nodes;
 mod races;
+mod stopped;
 mod till;
