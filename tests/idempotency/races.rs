@@ -229,7 +229,7 @@ fn kind(answer: &Answer) -> &'static str {
 
 async fn worlds(trouble: Trouble, expected: &[&str]) {
     let mut tally = Tally::default();
-    for seed in 0..count(150, 20_000) {
+    for seed in 0..count(150, 10_000) {
         world(seed as u64, trouble, &mut tally).await;
     }
     println!("{:#?}", tally.0);
