@@ -18,6 +18,8 @@ use serde_json::Value;
 
 #[path = "demo/account.rs"]
 mod account;
+#[path = "demo/payments.rs"]
+mod payments;
 mod support;
 
 use support::RedisServer;

@@ -25,7 +25,6 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tower_http::csrf::{CsrfLayer, ProtectionError};
 use tower_keep::{
     CacheLayer, SessionLayer, cache,
     rate_limit::ClientAddress,
@@ -42,7 +41,20 @@ use crate::{products, routes::problem};
 /// Of one product in one cart.
 const MOST: u32 = 1_000_000;
 
-pub(crate) fn account(storage: &AnyStorage, address: &ClientAddress) -> Router {
+pub(crate) fn account(storage: &AnyStorage) -> Router {
+    let shared_cache = CacheLayer::new(storage.clone(), cache::Policy::http());
+    Router::new()
+        .route("/api/whoami", get(whoami).layer(shared_cache))
+        .route("/api/login", post(login))
+        .route("/api/logout", post(logout))
+        .route("/api/me", get(me))
+        .route("/api/cart", get(show_cart).post(add_to_cart))
+        .route("/api/sessions", get(sessions))
+        .route("/api/sessions/{handle}", delete(end))
+        .route("/api/sessions/revoke-others", post(end_others))
+}
+
+pub(crate) fn session_layer(storage: &AnyStorage, address: &ClientAddress) -> SessionLayer {
     let address = address.clone();
     let policy = Policy::new()
         // The demo speaks plain HTTP, and not every client sends a `Secure` cookie to
@@ -56,23 +68,7 @@ pub(crate) fn account(storage: &AnyStorage, address: &ClientAddress) -> Router {
                 None => device,
             }
         });
-    // Browsers say from where a request comes; other clients say nothing, and have no cookies that
-    // somebody else's page could use.
-    let csrf = CsrfLayer::new().with_rejection_response(|_: ProtectionError| {
-        problem(StatusCode::FORBIDDEN, "another site has sent this request")
-    });
-    let shared_cache = CacheLayer::new(storage.clone(), cache::Policy::http());
-    Router::new()
-        .route("/api/whoami", get(whoami).layer(shared_cache))
-        .route("/api/login", post(login))
-        .route("/api/logout", post(logout))
-        .route("/api/me", get(me))
-        .route("/api/cart", get(show_cart).post(add_to_cart))
-        .route("/api/sessions", get(sessions))
-        .route("/api/sessions/{handle}", delete(end))
-        .route("/api/sessions/revoke-others", post(end_others))
-        .layer(SessionLayer::new(storage.clone(), policy))
-        .layer(csrf)
+    SessionLayer::new(storage.clone(), policy)
 }
 
 /// What the shop keeps of a visitor.

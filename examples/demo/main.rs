@@ -4,6 +4,7 @@
 //! `PORT` and `DEMO_TRUSTED_PROXIES` (comma-separated networks) change the rest.
 
 mod account;
+mod payments;
 mod products;
 mod routes;
 

@@ -12,6 +12,7 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tower_http::csrf::{CsrfLayer, ProtectionError};
 use tower_keep::{
     Limiter, Quota, RateLimitLayer, RequestHead,
     rate_limit::{ClientAddress, KeyExtractor, Outage, Policy, Rejection, Tiers},
@@ -29,7 +30,21 @@ pub(crate) fn app(storage: AnyStorage, address: ClientAddress) -> Router {
         .merge(search(&storage, &address))
         .merge(otp(&storage))
         .merge(crate::products::products(&storage))
-        .merge(crate::account::account(&storage, &address))
+        .merge(visitors(&storage, &address))
+}
+
+/// What knows who is asking.
+fn visitors(storage: &AnyStorage, address: &ClientAddress) -> Router {
+    // Browsers say from where a request comes; other clients say nothing, and have no cookies that
+    // somebody else's page could use.
+    let csrf = CsrfLayer::new().with_rejection_response(|_: ProtectionError| {
+        problem(StatusCode::FORBIDDEN, "another site has sent this request")
+    });
+    Router::new()
+        .merge(crate::account::account(storage))
+        .merge(crate::payments::payments(storage, address))
+        .layer(crate::account::session_layer(storage, address))
+        .layer(csrf)
 }
 
 /// One quota by client address.

@@ -1,6 +1,10 @@
 //! What becomes of a key, by the answer that its handler gave.
 
+use std::fmt;
+
 use http::{Extensions, HeaderMap, StatusCode, header, response};
+
+use crate::head::Names;
 
 /// What becomes of a key after an answer.
 ///
@@ -32,7 +36,6 @@ pub enum Disposition {
 }
 
 /// The head of an answer, for a [classifier](super::Policy::with_classifier).
-#[derive(Debug)]
 pub struct Answer<'a> {
     parts: &'a response::Parts,
 }
@@ -88,6 +91,16 @@ impl<'a> Answer<'a> {
             101 => Disposition::Seal,
             _ => Disposition::Store,
         }
+    }
+}
+
+/// Without the values of the header fields: cookies are among them.
+impl fmt::Debug for Answer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answer")
+            .field("status", &self.status())
+            .field("headers", &Names(self.headers()))
+            .finish()
     }
 }
 

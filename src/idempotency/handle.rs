@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{Extensions, HeaderValue, Response, StatusCode, header};
 
 use super::{
     IdempotencyKey, fingerprint,
@@ -71,6 +71,10 @@ pub(super) struct Inner {
     sealed: AtomicBool,
 }
 
+/// Among the extensions of a request, the handles of layers further out than the innermost.
+#[derive(Clone, Default)]
+struct FurtherOut(Vec<Idempotency>);
+
 /// Among the extensions of a request that came through the layer without a key.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct NoKey;
@@ -94,6 +98,19 @@ impl Idempotency {
             sealed: false.into(),
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// Goes along with a request; the handler sees the handle of the innermost layer.
+    pub(super) fn enter(&self, extensions: &mut Extensions) {
+        if let Some(outer) = extensions.insert(self.clone()) {
+            extensions.get_or_insert_default::<FurtherOut>().0.push(outer);
+        }
+    }
+
+    /// The handles of all layers that a request came through with a key.
+    pub(super) fn all(extensions: &Extensions) -> impl Iterator<Item = &Self> {
+        let further = extensions.get::<FurtherOut>().into_iter().flat_map(|further| &further.0);
+        extensions.get::<Self>().into_iter().chain(further)
     }
 
     /// That of a request, for services without axum. `None` if the request has no key, or came through

@@ -148,7 +148,7 @@ impl IdempotencyKeys {
         }
         if !settled.is_empty() {
             let strike = |roster: &mut Roster| {
-                settled.iter().fold(false, |changed, handle| roster.remove(handle) || changed)
+                settled.iter().filter(|handle| roster.remove(handle)).count() > 0
             };
             // A list that is not cleaned up is cleaned up the next time.
             let _ = self.shared.change_roster(bucket, strike).await;
@@ -264,15 +264,16 @@ impl Shared {
             let put = Put::new(shared.encode(&record, &digest), shared.policy.retention)
                 .with_condition(When::Version(seen.version));
             let key = shared.key(&digest);
-            if let Ok(PutOutcome::Stored(_)) = shared.in_time(shared.storage.put(&key, put)).await {
-                shared.enlist(&digest).await;
+            // In this order: what is marked is listed, and what is listed in vain is struck off.
+            if shared.enlist(&digest).await {
+                let _ = shared.in_time(shared.storage.put(&key, put)).await;
             }
         };
         let _ = self.storage.tasks().spawn(mark).await;
     }
 
-    /// Puts a key on the list of those whose outcome is unknown.
-    pub(super) async fn enlist(&self, digest: &[u8; 32]) {
+    /// Puts a key on the list of those whose outcome is unknown, and says whether it is there.
+    pub(super) async fn enlist(&self, digest: &[u8; 32]) -> bool {
         let handle = *digest;
         let mut dropped = false;
         let enlisted = self.change_roster(bucket_of(digest), |roster| {
@@ -287,10 +288,12 @@ impl Shared {
         });
         if let Err(error) = enlisted.await {
             event!(error, %error, "a key whose outcome is unknown could not be listed");
+            return false;
         }
         if dropped {
             event!(error, "there are too many keys whose outcome is unknown; one was struck off");
         }
+        true
     }
 
     fn roster_key(&self, bucket: u8) -> Key {
@@ -316,7 +319,8 @@ impl Shared {
                 return Ok(());
             }
             let put = Put::new(roster.encode(), self.policy.retention).with_condition(when);
-            let put = self.storage.put(&self.roster_key(bucket), put).await?;
+            let key = self.roster_key(bucket);
+            let put = self.in_time(self.storage.put(&key, put)).await?;
             if let PutOutcome::Stored(_) = put {
                 return Ok(());
             }

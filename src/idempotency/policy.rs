@@ -33,10 +33,14 @@ const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 /// As many as an exact counter can hold.
 const MOST_IN_FLIGHT: u32 = 1_000;
 
-type ScopeFuture = Pin<Box<dyn Future<Output = Option<Identity>> + Send>>;
+type Found = Result<Option<Identity>, ScopeUnavailable>;
+type ScopeFuture = Pin<Box<dyn Future<Output = Found> + Send>>;
 type RecoveryFuture = Pin<Box<dyn Future<Output = Recovery> + Send>>;
 pub(super) type Recover = dyn Fn(Vanished) -> RecoveryFuture + Send + Sync;
 type Classify = dyn Fn(&Answer<'_>) -> Disposition + Send + Sync;
+
+/// Whose key it is cannot be found out for now.
+pub(super) struct ScopeUnavailable;
 
 /// Whose keys they are.
 #[derive(Clone)]
@@ -51,7 +55,7 @@ impl Scope {
     pub(super) fn find(
         &self,
         head: RequestHead<'_>,
-    ) -> impl Future<Output = Option<Identity>> + Send + 'static + use<> {
+    ) -> impl Future<Output = Found> + Send + 'static + use<> {
         let found = match self {
             Self::Public => Ok(Some(Identity::global())),
             Self::Found(find) => Ok(find(head)),
@@ -59,7 +63,7 @@ impl Scope {
         };
         async move {
             match found {
-                Ok(scope) => scope,
+                Ok(scope) => Ok(scope),
                 Err(asked) => asked.await,
             }
         }
@@ -171,27 +175,50 @@ impl Policy {
 
     /// The same for a scope that has to be waited for, such as the principal of a session.
     ///
+    /// With an error the request is refused, 503 with `Retry-After`, whatever the policy says of
+    /// [outages](Self::with_outage): under another scope its key would be another.
+    ///
     /// # Examples
     ///
     /// ```
     /// # #[cfg(feature = "session")] {
-    /// use tower_keep::{idempotency::Policy, session::SessionHandle};
+    /// use tower_keep::{
+    ///     idempotency::Policy,
+    ///     session::{SessionError, SessionHandle},
+    /// };
     ///
     /// let policy = Policy::scope_async(|head| {
     ///     let session: Option<SessionHandle> = SessionHandle::of(head);
-    ///     async move { session?.identify().await.ok()? }
+    ///     async move {
+    ///         match session {
+    ///             Some(session) => session.identify().await,
+    ///             None => Ok::<_, SessionError>(None),
+    ///         }
+    ///     }
     /// });
     /// # let _ = policy;
     /// # }
     /// ```
-    pub fn scope_async<F, I>(scope: impl Fn(RequestHead<'_>) -> F + Send + Sync + 'static) -> Self
+    pub fn scope_async<F, I, E>(
+        scope: impl Fn(RequestHead<'_>) -> F + Send + Sync + 'static,
+    ) -> Self
     where
-        F: Future<Output = Option<I>> + Send + 'static,
+        F: Future<Output = Result<Option<I>, E>> + Send + 'static,
         I: Into<Identity>,
+        E: fmt::Display,
     {
         Self::with_scope(Scope::Asked(Arc::new(move |head| {
             let scope = scope(head);
-            Box::pin(async move { scope.await.map(Into::into) })
+            Box::pin(async move {
+                match scope.await {
+                    Ok(scope) => Ok(scope.map(Into::into)),
+                    Err(error) => {
+                        let _ = &error; // without events
+                        event!(warn, %error, "whose idempotency key it is could not be found out");
+                        Err(ScopeUnavailable)
+                    }
+                }
+            })
         })))
     }
 

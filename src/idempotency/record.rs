@@ -101,6 +101,16 @@ pub(super) enum State {
     Unknown(Phase),
 }
 
+impl State {
+    /// How far the handler has come, if that is not over.
+    pub(super) fn phase(&self) -> Option<Phase> {
+        match self {
+            Self::Pending(phase) | Self::Unknown(phase) => Some(*phase),
+            Self::Done(_) | Self::Sealed(_) => None,
+        }
+    }
+}
+
 /// Whether the handler has passed its commit point, if the policy says that it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {

@@ -18,7 +18,7 @@ use http::{Request, Response, header, request, response};
 use http_body::Body;
 use tokio::{
     sync::{mpsc, oneshot as channel},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout},
 };
 use tower_service::Service;
 
@@ -49,10 +49,11 @@ pub(super) struct Run {
     ticket: Ticket,
     hold: Arc<Hold>,
     record: Record,
+    /// How far the owner had come, as far as is known, from which the key was taken over.
+    taken_from: Option<Phase>,
     handle: Idempotency,
     key: IdempotencyKey,
-    /// From then on there are no more signs of life.
-    until: Instant,
+    began: Instant,
     /// The last word was said.
     is_over: AtomicBool,
 }
@@ -67,7 +68,7 @@ impl Run {
         key: IdempotencyKey,
         claimed: Claimed,
     ) -> Self {
-        let Claimed { hold, record } = claimed;
+        let Claimed { hold, record, taken_from } = claimed;
         let handle = Idempotency::new(
             Arc::clone(shared),
             key.clone(),
@@ -75,15 +76,15 @@ impl Run {
             record.clone(),
             Some(Arc::clone(&hold)),
         );
-        let until = Instant::now() + shared.policy.longest_run;
         Self {
             shared: Arc::clone(shared),
             ticket,
             hold,
             record,
+            taken_from,
             handle,
             key,
-            until,
+            began: Instant::now(),
             is_over: false.into(),
         }
     }
@@ -91,7 +92,8 @@ impl Run {
     /// Does the work, and gives signs of life meanwhile, unless the process ends before it.
     async fn alive<T>(&self, work: impl Future<Output = T>) -> Result<T, Abandoned> {
         // Dropped with this call: one that is under way must not stand in the way of the last word.
-        let beats = timeout_at(self.until, beat(Arc::clone(&self.hold)));
+        let rest = self.shared.policy.longest_run.saturating_sub(self.began.elapsed());
+        let beats = timeout(rest, beat(Arc::clone(&self.hold)));
         let beats = async {
             // Also when the lease is lost: what was begun is brought to its end.
             let _ = beats.await;
@@ -135,7 +137,7 @@ impl Run {
             false => reply,
         };
         let mut request = Request::from_parts(parts, B::from(body));
-        request.extensions_mut().insert(self.handle.clone());
+        self.handle.enter(request.extensions_mut());
         let work = AssertUnwindSafe(oneshot(inner, request)).catch_unwind();
         match self.alive(work).await {
             Ok(Ok(Ok(response))) => {
@@ -162,13 +164,14 @@ impl Run {
     }
 
     /// Answers without having done anything.
-    async fn turn_away<R: Body, E>(&self, refusal: Refusal, reply: Reply<R, E>) {
-        match self.record.state {
-            // What was taken over must not be forgotten: its first owner may have executed it.
-            State::Pending(phase) if self.record.attempt > 1 => {
+    async fn turn_away<R: Body, E>(&mut self, refusal: Refusal, reply: Reply<R, E>) {
+        match self.taken_from {
+            None => self.release().await,
+            // What the owner before it may have done is not to be forgotten.
+            Some(phase) => {
+                self.record.attempt -= 1;
                 self.finish(State::Unknown(phase)).await;
             }
-            _ => self.release().await,
         }
         let _ = reply.send(Ok(refuse(&self.shared.policy, &refusal)));
     }
@@ -207,7 +210,10 @@ impl Run {
                 match shared.in_time(self.hold.change(value)).await {
                     Ok(Extension::Extended) => return Some(reply),
                     Ok(Extension::Lost) => Refusal::InFlight,
-                    Err(_) => Refusal::Unavailable,
+                    Err(_) => {
+                        self.finish(State::Unknown(Phase::Recovering)).await;
+                        Refusal::Unavailable
+                    }
                 }
             }
             Recovery::Unknown => {

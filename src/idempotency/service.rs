@@ -17,6 +17,7 @@ use super::{
     fingerprint,
     handle::NoKey,
     judge::{Judgement, judge},
+    policy::ScopeUnavailable,
     record::{Phase, Record, State},
     reply::{Refusal, refuse, replay},
     run::Run,
@@ -82,7 +83,7 @@ impl Shared {
         if !self.policy.methods.contains(request.method()) {
             return Plan::Pass;
         }
-        if let Some(outer) = request.extensions().get::<Idempotency>() {
+        for outer in Idempotency::all(request.extensions()) {
             if Arc::ptr_eq(&outer.inner.shared, self) {
                 // The same layer around a router and one of its routes: once is meant.
                 return Plan::Pass;
@@ -170,15 +171,15 @@ where
 {
     let policy = &shared.policy;
     let scope = policy.scope.find(RequestHead::new(&request));
-    let Some(scope) = scope.await else {
-        return match policy.missing_scope {
-            MissingScope::Refuse => Ok(refuse(policy, &Refusal::ScopeMissing)),
-            MissingScope::Pass => {
-                let mut request = request;
-                request.extensions_mut().insert(NoKey);
-                pass(inner, request).await
-            }
-        };
+    let scope = match (scope.await, policy.missing_scope) {
+        (Ok(Some(scope)), _) => scope,
+        (Ok(None), MissingScope::Refuse) => return Ok(refuse(policy, &Refusal::ScopeMissing)),
+        (Ok(None), MissingScope::Pass) => {
+            let mut request = request;
+            request.extensions_mut().insert(NoKey);
+            return pass(inner, request).await;
+        }
+        (Err(ScopeUnavailable), _) => return Ok(refuse(policy, &Refusal::Unavailable)),
     };
     let (parts, body) = request.into_parts();
     let body = match read(body, policy.max_request).await {
@@ -203,7 +204,7 @@ where
             let record = Record { token, fingerprint, attempt: 1, lease, label, state };
             let handle = Idempotency::new(Arc::clone(&shared), key, &ticket, record, None);
             let mut request = Request::from_parts(parts, B::from(body));
-            request.extensions_mut().insert(handle);
+            handle.enter(request.extensions_mut());
             let mut response = pass(inner, request).await?;
             response.extensions_mut().insert(Outcome::Unprotected);
             Ok(response)

@@ -3,7 +3,11 @@
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::Semaphore,
+    time::{Instant, sleep, timeout},
+};
 
 use super::{
     Policy, PolicyError,
@@ -13,7 +17,7 @@ use super::{
     waiting::Board,
 };
 use crate::{
-    lease::{Claim, Grant, Hold, Standing},
+    lease::{Claim, Hold, Standing},
     storage::{AnyStorage, Entry, Error, ErrorKind, Identity, Key, Name, Result, Version, When},
 };
 
@@ -50,6 +54,8 @@ pub(super) enum Found {
 pub(super) struct Claimed {
     pub(super) hold: Arc<Hold>,
     pub(super) record: Record,
+    /// How far the owner had come, as far as is known, from which it was taken over.
+    pub(super) taken_from: Option<Phase>,
 }
 
 /// Somebody's record as it was seen.
@@ -107,27 +113,32 @@ impl Shared {
     ///
     /// If it is dropped, what it may have claimed is freed in the background.
     pub(super) async fn claim(&self, ticket: &Ticket) -> Result<Found> {
-        self.write_claim(ticket, When::Absent, 1, self.first_phase()).await
+        self.write_claim(ticket, None, self.first_phase()).await
     }
 
     /// Takes the key over from an owner that has vanished, if nobody else does.
+    ///
+    /// # Cancel safety
+    ///
+    /// If it is dropped, what it may have taken over is given back in the background.
     pub(super) async fn take_over(
         &self,
         ticket: &Ticket,
         seen: &Seen,
         phase: Phase,
     ) -> Result<Found> {
-        let attempt = seen.record.attempt.saturating_add(1);
-        self.write_claim(ticket, When::Version(seen.version), attempt, phase).await
+        self.write_claim(ticket, Some(seen), phase).await
     }
 
     async fn write_claim(
         &self,
         ticket: &Ticket,
-        when: When,
-        attempt: u32,
+        seen: Option<&Seen>,
         phase: Phase,
     ) -> Result<Found> {
+        let when = seen.map_or(When::Absent, |seen| When::Version(seen.version));
+        let attempt = seen.map_or(1, |seen| seen.record.attempt.saturating_add(1));
+        let taken_from = seen.and_then(|seen| seen.record.state.phase());
         let claim =
             Claim::new(self.storage.clone(), self.key(&ticket.digest), self.policy.retention);
         let record = Record {
@@ -139,7 +150,11 @@ impl Shared {
             state: State::Pending(phase),
         };
         let value = self.encode(&record, &ticket.digest);
-        let mut bid = Bid { claim, first: when == When::Absent, doubt: false };
+        let before = taken_from.zip(seen).map(|(phase, seen)| {
+            let (token, state) = (claim.token, State::Unknown(phase));
+            self.encode(&Record { token, state, ..seen.record.clone() }, &ticket.digest)
+        });
+        let mut bid = Bid { claim, doubt: false, before, within: self.policy.timeout };
         let standing = match self.in_time(bid.place(when, value.clone())).await {
             // A write whose answer was lost, and which cannot be seen, may still be on its way. The
             // same once more finds it, or comes before it.
@@ -149,16 +164,13 @@ impl Shared {
             standing => standing,
         }?;
         match standing {
-            Standing::Ours(grant) => Ok(Found::Ours(self.claimed(bid, grant, record, value))),
+            Standing::Ours(grant) => {
+                let hold = Hold::new(bid.claim.clone(), grant, value, self.policy.lease);
+                Ok(Found::Ours(Claimed { hold: Arc::new(hold), record, taken_from }))
+            }
             Standing::NotOurs(Some(entry)) => self.read(entry, &ticket.digest).map(Found::Theirs),
             Standing::NotOurs(None) => Ok(Found::Nobodys),
         }
-    }
-
-    fn claimed(&self, bid: Bid, grant: Grant, record: Record, value: Bytes) -> Claimed {
-        let claim = bid.claim.clone();
-        let hold = Arc::new(Hold::new(claim, grant, value, self.policy.lease));
-        Claimed { hold, record }
     }
 
     /// What an entry says.
@@ -179,10 +191,12 @@ impl Shared {
 /// A claim on its way.
 struct Bid {
     claim: Claim,
-    /// Nobody had the key before.
-    first: bool,
     /// The storage may hold the claim without anybody knowing.
     doubt: bool,
+    /// What is put in its place then: that the owner from which the key was to be taken over has
+    /// vanished. What that may have done is not to be forgotten.
+    before: Option<Bytes>,
+    within: Duration,
 }
 
 impl Bid {
@@ -196,21 +210,52 @@ impl Bid {
 
 impl Drop for Bid {
     fn drop(&mut self) {
-        // What was taken over must not be forgotten: its first owner may have executed it. It is there
-        // for the next one after a lease.
         if self.doubt
-            && self.first
             && let Ok(runtime) = Handle::try_current()
         {
-            let claim = self.claim.clone();
-            let clear = async move { timeout(LONGEST_DOUBT, claim.clear(None)).await };
-            drop(self.claim.storage.tasks().spawn_on(clear, &runtime));
+            let (claim, before, within) = (self.claim.clone(), self.before.take(), self.within);
+            let (tasks, later) = (self.claim.storage.tasks().clone(), runtime.clone());
+            let withdraw = async move {
+                if withdraw(&claim, &before, within).await {
+                    return;
+                }
+                // It may have been left behind on a connection that was given up. Nobody waits for
+                // this: after a lease the key is judged anyway.
+                later.spawn(async move {
+                    sleep(SECOND_LOOK).await;
+                    withdraw(&claim, &before, within).await;
+                });
+            };
+            drop(tasks.spawn_on(withdraw, &runtime));
         }
     }
 }
 
-/// How long it is tried to free what may have been claimed.
+/// Takes back what may have been claimed, and says whether there was something.
+async fn withdraw(claim: &Claim, before: &Option<Bytes>, within: Duration) -> bool {
+    let until = Instant::now() + LONGEST_DOUBT;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let withdrawn = async {
+            match before {
+                None => claim.clear(None).await,
+                Some(before) => claim.replace(before.clone()).await,
+            }
+        };
+        match timeout(within, withdrawn).await {
+            Ok(Ok(was_there)) => return was_there,
+            _ if until <= Instant::now() => return false,
+            _ => sleep(pause).await,
+        }
+        pause *= 2;
+    }
+}
+
+/// How long it is tried to take back what may have been claimed.
 const LONGEST_DOUBT: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// After that it is looked again for a claim that was not there.
+const SECOND_LOOK: Duration = Duration::from_secs(2);
 
 pub(super) fn unanswered() -> Error {
     Error::new(ErrorKind::Timeout, "the storage gave no answer in time")

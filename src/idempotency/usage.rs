@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{runtime::Handle, time::timeout};
 
-use super::shared::Shared;
+use super::shared::{Shared, unanswered};
 use crate::{
     Quota,
     storage::{Charge, Identity, Key, Name, Receipt, Result, Spend, Storage},
@@ -12,6 +12,8 @@ use crate::{
 
 /// A place of an owner that vanished is free after that.
 const PLACE_FOR: Duration = Duration::from_secs(3_600);
+/// So long an answer is waited for that comes too late.
+const LONGEST_ANSWER: Duration = Duration::from_secs(10);
 
 /// One of the keys that a scope may have in flight; it is given back when this is dropped.
 pub(super) struct Place {
@@ -34,12 +36,27 @@ impl Place {
         let Some(most) = shared.policy.most_in_flight else { return Ok(Ok(None)) };
         let quota = Quota::sliding_log(most, PLACE_FOR);
         let key = Key::new(&shared.namespace, &Name::new("in-flight"), scope.clone());
-        let charge = [Charge::new(&key, quota, Spend::Take(1))];
-        let verdicts = shared.in_time(shared.storage.acquire(&charge)).await?;
-        Ok(match verdicts.first().and_then(|verdict| verdict.receipt) {
-            Some(receipt) => Ok(Some(Self { shared: Arc::clone(shared), key, quota, receipt })),
-            None => Err(Full),
-        })
+        let asker = Arc::clone(shared);
+        let ask = async move {
+            let charge = [Charge::new(&key, quota, Spend::Take(1))];
+            let verdicts = asker.storage.acquire(&charge).await?;
+            Ok(match verdicts.first().and_then(|verdict| verdict.receipt) {
+                Some(receipt) => Ok(Some(Self { shared: asker, key, quota, receipt })),
+                None => Err(Full),
+            })
+        };
+        if shared.storage.answers_at_once() {
+            return ask.await;
+        }
+        // In a task of its own: a place that is granted too late is given back.
+        let asked = shared.storage.tasks().spawn(timeout(LONGEST_ANSWER, ask));
+        let answer = async move {
+            match asked.await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(_)) | Err(_) => Err(unanswered()),
+            }
+        };
+        shared.in_time(answer).await
     }
 }
 
@@ -53,7 +70,7 @@ impl Drop for Place {
         let spend = Spend::Refund { units: 1, receipt: self.receipt };
         let give_back = async move {
             let charge = [Charge::new(&key, quota, spend)];
-            let _ = timeout(PLACE_FOR, shared.storage.acquire(&charge)).await;
+            let _ = timeout(LONGEST_ANSWER, shared.storage.acquire(&charge)).await;
         };
         drop(self.shared.storage.tasks().spawn_on(give_back, &runtime));
     }

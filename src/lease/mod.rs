@@ -69,7 +69,7 @@ pub use self::{
 };
 #[cfg(feature = "idempotency")]
 pub(crate) use self::{
-    claim::{Claim, Grant, Standing, Token},
+    claim::{Claim, Standing, Token},
     hold::{Finish, Hold, beat},
 };
 use crate::storage::{Error, ErrorKind};

@@ -186,7 +186,12 @@ impl AnyStorage {
     }
 
     /// Whether every operation is done at its first poll.
-    #[cfg(any(feature = "rate-limit", feature = "cache", feature = "session"))]
+    #[cfg(any(
+        feature = "rate-limit",
+        feature = "cache",
+        feature = "session",
+        feature = "idempotency"
+    ))]
     pub(crate) fn answers_at_once(&self) -> bool {
         self.memory.is_some()
     }

@@ -12,19 +12,19 @@ use super::{Demo, json as body, support::RedisServer};
 
 /// Somebody with a cookie jar.
 #[derive(Clone, Default)]
-struct Visitor {
+pub(crate) struct Visitor {
     cookie: Option<String>,
 }
 
 impl Visitor {
-    async fn logged_in(demo: &Demo, user: &str) -> Self {
+    pub(crate) async fn logged_in(demo: &Demo, user: &str) -> Self {
         let mut visitor = Self::default();
         let answer = visitor.login(demo, user).await;
         assert_eq!(answer.status(), StatusCode::OK, "{answer:?}");
         visitor
     }
 
-    async fn ask(
+    pub(crate) async fn ask(
         &mut self,
         demo: &Demo,
         method: &str,
@@ -48,7 +48,7 @@ impl Visitor {
         self.ask(demo, "GET", path, &[], "").await
     }
 
-    async fn post(&mut self, demo: &Demo, path: &str, body: &str) -> Response<Bytes> {
+    pub(crate) async fn post(&mut self, demo: &Demo, path: &str, body: &str) -> Response<Bytes> {
         self.ask(demo, "POST", path, &[], body).await
     }
 
@@ -90,13 +90,13 @@ fn set_cookie(answer: &Response<Bytes>) -> Option<String> {
 }
 
 #[track_caller]
-fn assert_problem(answer: &Response<Bytes>, status: StatusCode) {
+pub(crate) fn assert_problem(answer: &Response<Bytes>, status: StatusCode) {
     assert_eq!(answer.status(), status, "{answer:?}");
     assert_eq!(answer.headers()["content-type"], "application/problem+json", "{answer:?}");
     assert_eq!(body(answer)["status"], status.as_u16());
 }
 
-async fn on_both<F: Future<Output = ()>>(test: impl Fn(Demo) -> F) {
+pub(crate) async fn on_both<F: Future<Output = ()>>(test: impl Fn(Demo) -> F) {
     test(Demo::start(&[])).await;
     let server = RedisServer::start();
     test(Demo::start(&[("REDIS_URL", &server.url())])).await;

@@ -6,7 +6,7 @@ use axum::body::Body;
 use tokio::time::{advance, sleep};
 use tower_keep::{
     MemoryStorage,
-    idempotency::{InFlight, Policy, Repeat},
+    idempotency::{InFlight, MissingScope, Outage, Policy, Repeat},
 };
 
 use crate::till::{Till, charge, code, is_replay, receipt};
@@ -147,6 +147,29 @@ async fn after_its_owner_has_vanished_a_key_is_taken_over_or_unknown() {
                 }
                 assert_eq!(found.len(), 1);
                 assert_eq!(found[0].label, "POST /charge");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn while_nobody_can_say_whose_key_it_is_nothing_runs() {
+    for found in [Ok(Some("alice")), Ok(None), Err("the sessions are away")] {
+        let policy = Policy::scope_async(move |_| async move { found })
+            .with_missing_scope(MissingScope::Pass)
+            .with_outage(Outage::Open);
+        let till = Till::counting(MemoryStorage::new(), policy);
+        for request in 1..3 {
+            let answer = till.charge("a-key", "").await;
+            let (status, executions) = match found {
+                Ok(Some(_)) => (201, 1),
+                Ok(None) => (201, request),
+                Err(_) => (503, 0),
+            };
+            assert_eq!((answer.status().as_u16(), till.executions()), (status, executions));
+            if found.is_err() {
+                assert_eq!(code(&answer), "unavailable");
+                assert_eq!(answer.headers()["retry-after"], "1");
             }
         }
     }

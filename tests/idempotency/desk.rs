@@ -50,6 +50,21 @@ impl Act {
         Self::Hang,
     ];
 
+    /// Whose answer is kept.
+    pub(crate) const KEPT: [Self; 3] = [Self::Receipt, Self::Stream, Self::Fail];
+    /// All that come to an end, and more that keep their answer than others.
+    pub(crate) const MIXED: [Self; 9] = [
+        Self::Receipt,
+        Self::Receipt,
+        Self::Stream,
+        Self::Seal,
+        Self::Busy,
+        Self::Busy,
+        Self::Fail,
+        Self::Panic,
+        Self::Early,
+    ];
+
     fn named(name: &str) -> Self {
         Self::ALL.into_iter().find(|act| format!("{act:?}") == name).unwrap()
     }

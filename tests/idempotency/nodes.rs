@@ -28,7 +28,7 @@ use crate::{
     race::{Dice, count, redis_storage},
     races::{REPEATS, duplicates, one_execution, waits},
     stopped::{Stop, Stopped},
-    support::RedisServer,
+    support::{Proxy, RedisServer},
 };
 
 const WORKER: &str = "TOWER_KEEP_TEST_WORKER";
@@ -64,12 +64,16 @@ struct Setup {
 #[derive(Debug, Serialize, Deserialize)]
 enum Word {
     Ask(Order),
-    /// So many duplicates at once, with numbers from there on.
-    Race {
-        seed: u64,
-        from: Id,
-        many: Id,
-    },
+    Race(Race),
+}
+
+/// So many duplicates at once, with numbers from there on.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Race {
+    seed: u64,
+    from: Id,
+    many: Id,
+    mixed: bool,
 }
 
 impl Setup {
@@ -127,11 +131,14 @@ impl Setup {
         Desk::with_notes(storage, self.policy(), notes)
     }
 
-    async fn race(&self, storage: &AnyStorage, log: &Log, seed: u64, from: Id, many: Id) {
+    /// Handlers that all keep their answer, or that do what the dice say.
+    async fn race(&self, storage: &AnyStorage, log: &Log, race: Race) {
+        let Race { seed, from, many, mixed } = race;
         let dice = Dice::new(seed);
         let desk = self.desk(storage, log, waits(&dice));
-        let act = [Act::Receipt, Act::Stream, Act::Fail][dice.below(3) as usize];
         let order = |id| {
+            let acts = if mixed { &Act::MIXED[..] } else { &Act::KEPT[..] };
+            let act = acts[dice.below(acts.len() as u64) as usize];
             let work = Duration::from_millis(dice.below(30));
             Order::new(id, &format!("key-{seed}")).doing(act, work)
         };
@@ -153,8 +160,8 @@ async fn as_a_worker_process_it_does_what_it_is_told() {
                 let desk = setup.stopping(&storage, &log);
                 tokio::spawn(async move { desk.ask(&order).await });
             }
-            Word::Race { seed, from, many } => {
-                setup.race(&storage, &log, seed, from, many).await;
+            Word::Race(race) => {
+                setup.race(&storage, &log, race).await;
                 println!("done");
             }
         }
@@ -213,6 +220,11 @@ impl Worker {
         }
     }
 
+    fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
     /// `kill -9`. Returns what the worker has told.
     async fn kill(mut self) -> Vec<Event> {
         self.child.kill().unwrap();
@@ -242,8 +254,9 @@ async fn on_redis_two_processes_execute_duplicates_at_once_once() {
         for seed in 0..count(2, 50) as u64 {
             // Each repeat has its own keys.
             let seed = 2 * seed + u64::from(setup.at_most_once);
-            worker.tell(&Word::Race { seed, from: half, many: half });
-            let here = setup.race(&storage, &log, seed, 0, half);
+            let race = Race { seed, from: 0, many: half, mixed: false };
+            worker.tell(&Word::Race(Race { from: half, ..race }));
+            let here = setup.race(&storage, &log, race);
             tokio::join!(here, worker.until(|line| line == "done"));
             let mut events = log.take();
             events.append(&mut worker.events);
@@ -266,14 +279,15 @@ async fn on_redis_a_process_that_is_killed_amid_duplicates_leaves_nothing_stuck(
         (setup.at_most_once, setup.commit_point) = (dice.one_in(2), dice.one_in(3));
         let (storage, log) = (setup.storage().await, Log::of_machine());
         let mut worker = Worker::start(&setup).await;
-        worker.tell(&Word::Race { seed, from: half, many: half });
+        let race = Race { seed, from: 0, many: half, mixed: true };
+        worker.tell(&Word::Race(Race { from: half, ..race }));
         let mut left = dice.below(60);
         let reads = worker.until(|_| {
             left = left.saturating_sub(1);
             left == 0
         });
         reads.await;
-        let here = setup.race(&storage, &log, seed, 0, half);
+        let here = setup.race(&storage, &log, race);
         let (mut events, ()) = tokio::join!(worker.kill(), here);
 
         sleep(LEASE).await;
@@ -425,4 +439,101 @@ async fn resolve(desk: &Desk, key: &UnknownKey, was_executed: bool, what: &str) 
     }
     assert!(matches!(ask(42).await, Answer::Replay(_)), "{what}");
     assert_eq!(listed(desk).await, [], "{what}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_redis_an_owner_that_was_stopped_overwrites_nothing() {
+    let server = RedisServer::start();
+    let mut cases = tokio::task::JoinSet::new();
+    for round in 0..count(1, 10) {
+        for (at_most_once, commit_point) in
+            [(false, false), (false, true), (true, false), (true, true)]
+        {
+            let prefix = format!("stop-{at_most_once}-{commit_point}-{round}");
+            cases.spawn(stopped(Setup {
+                at_most_once,
+                commit_point,
+                ..Setup::new(&server, &prefix)
+            }));
+        }
+        while let Some(case) = cases.join_next().await {
+            case.unwrap();
+        }
+    }
+}
+
+async fn stopped(setup: Setup) {
+    let what = setup.prefix.clone();
+    let mut worker = Worker::start(&setup).await;
+    // With a commit point the process is stopped before it.
+    let order = Order::new(0, "a-key").doing(Act::Receipt, Duration::from_millis(400));
+    worker.tell(&Word::Ask(order));
+    worker.until(|line| line.contains("Entered")).await;
+    worker.signal("-STOP");
+    sleep(LEASE).await;
+    let (storage, log) = (setup.storage().await, Log::of_machine());
+    let desk = setup.desk(&storage, &log, InFlight::Conflict);
+    let orders = (1..11).map(|id| Order::new(id, "a-key")).collect();
+    let answers = duplicates(&[desk.clone()], orders, &Dice::new(0)).await;
+    worker.signal("-CONT");
+    worker.until(|line| line.contains("Answered")).await;
+    let last = desk.ask(&Order::new(11, "a-key")).await.unwrap();
+    let late = worker.events.last().unwrap().step.clone();
+    let mut events = worker.kill().await;
+    events.extend(log.take());
+    let mut promise = setup.promise();
+    promise.silent.insert(0);
+    let history = History::new(events, promise);
+    history.assert(&what);
+    if setup.at_most_once && !setup.commit_point {
+        // Nobody else knows, until the owner is back and says.
+        assert!(answers.iter().all(|answer| *answer == Answer::Unknown), "{what}: {answers:?}");
+        assert_eq!(late, Step::Answered(Answer::Own("201 of 0".to_owned())), "{what}");
+        assert_eq!(last, Answer::Replay("201 of 0".to_owned()), "{what}");
+        return;
+    }
+    let Answer::Replay(kept) = &last else { panic!("{what}: {last:?}") };
+    assert_ne!(kept, "201 of 0", "{what}");
+    assert_eq!(history.attempts().max(), Some(2), "{what}");
+    match setup.commit_point {
+        // It was told not to begin.
+        true => assert_eq!(late, Step::Answered(Answer::Own("409 ".to_owned())), "{what}"),
+        // All are told the same.
+        false => assert_eq!(late, Step::Answered(last.clone()), "{what}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_redis_with_connections_that_break_the_history_of_a_key_is_linearizable() {
+    let server = RedisServer::start();
+    let broken = Arc::new(Proxy::start(server.port()).await);
+    let mut setup = Setup::new(&server, "breaks");
+    let near = setup.storage().await;
+    setup.url = broken.url();
+    let far = setup.storage().await;
+    let mut refused = 0;
+    for seed in 0..count(15, 300) as u64 {
+        let dice = Dice::new(seed);
+        (setup.at_most_once, setup.commit_point) = (dice.one_in(2), dice.one_in(3));
+        let log = Log::of_machine();
+        let desks = [&near, &far].map(|storage| setup.desk(storage, &log, InFlight::Conflict));
+        let order = |id| {
+            let act = Act::MIXED[dice.below(Act::MIXED.len() as u64) as usize];
+            let work = Duration::from_millis(dice.below(30));
+            Order::new(id, &format!("key-{seed}")).doing(act, work)
+        };
+        let breaks = async {
+            for _ in 0..4 {
+                sleep(Duration::from_millis(dice.below(8))).await;
+                broken.cut();
+            }
+        };
+        let race = duplicates(&desks, (0..30).map(order).collect(), &dice);
+        let (answers, ()) = tokio::join!(race, breaks);
+        refused += answers.iter().filter(|answer| **answer == Answer::Refused).count();
+        let mut promise = setup.promise();
+        promise.lossy = true;
+        History::new(log.take(), promise).assert(&format!("seed {seed}"));
+    }
+    assert!(refused > 0, "nobody has noticed");
 }

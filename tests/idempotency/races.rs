@@ -72,16 +72,33 @@ async fn in_memory_duplicates_at_once_are_executed_once() {
         let policy = Policy::scope_public().with_repeat(repeat).with_in_flight(waits(&dice));
         let desk = || Desk::new(storage.clone(), policy.clone(), false, &log);
         let order = |id| {
-            let order = Order::new(id, "a-key").doing(
-                [Act::Receipt, Act::Stream, Act::Fail][dice.below(3) as usize],
-                Duration::from_millis(dice.below(20)),
-            );
+            let order = Order::new(id, "a-key")
+                .doing(Act::KEPT[dice.below(3) as usize], Duration::from_millis(dice.below(20)));
             Order { patience: Duration::from_secs(60), ..order }
         };
         let orders = (0..count(200, 1_000) as Id).map(order).collect();
         duplicates(&[desk(), desk()], orders, &dice).await;
         let promise = Promise::new(repeat, Duration::from_secs(30));
         one_execution(&History::new(log.take(), promise), &format!("seed {seed}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_memory_the_history_of_a_key_is_linearizable() {
+    for seed in 0..count(30, 2_000) {
+        let (dice, storage, log) = (Dice::new(seed as u64), MemoryStorage::new(), Log::new());
+        let policy = Policy::scope_public().with_in_flight(waits(&dice));
+        let commit_point = dice.one_in(3);
+        let desk = || Desk::new(storage.clone(), policy.clone(), commit_point, &log);
+        let order = |id| {
+            let act = Act::MIXED[dice.below(Act::MIXED.len() as u64) as usize];
+            let order = Order::new(id, "a-key").doing(act, Duration::from_millis(dice.below(4)));
+            Order { payload: dice.one_in(20).into(), ..order }
+        };
+        duplicates(&[desk(), desk()], (0..60).map(order).collect(), &dice).await;
+        let mut promise = Promise::new(Repeat::AtLeastOnce, Duration::from_secs(30));
+        promise.commit_point = commit_point;
+        History::new(log.take(), promise).assert(&format!("seed {seed}"));
     }
 }
 

@@ -2,6 +2,8 @@
 
 #[path = "../support/race.rs"]
 mod race;
+#[path = "../support/staged.rs"]
+mod staged;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -20,7 +22,6 @@ mod races;
 mod reviewed;
 mod reviewed_http;
 mod shop;
-mod staged;
 mod time;
 mod watched;
 

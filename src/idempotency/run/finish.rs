@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::header::LOCATION;
 use tokio::time::{Instant, sleep};
 
 use super::Run;
@@ -16,7 +17,7 @@ use crate::{
         record::{Phase, Record, Sealed, State, StoredResponse},
     },
     lease::Finish,
-    storage::{Entry, Result},
+    storage::{Entry, ErrorKind, Result},
 };
 
 /// The first pause before the last word is repeated; it doubles from there.
@@ -38,12 +39,13 @@ impl Run {
         let (shared, digest) = (&self.shared, &self.ticket.digest);
         let mut value = shared.encode(&self.last(state.clone()), digest);
         let mut finished = shared.in_time(self.hold.finish(value.clone())).await;
-        if let (Err(error), State::Done(StoredResponse { status, .. })) = (&finished, &state)
-            && !error.is_transient()
+        if let (Err(error), State::Done(StoredResponse { status, headers, .. })) =
+            (&finished, &state)
+            && (error.kind() == ErrorKind::Full || !error.is_transient())
         {
             // There is no room for the response, but for the word that there was one.
             event!(error, %error, "the response of a request with a key could not be stored");
-            let (status, location) = (*status, None);
+            let (status, location) = (*status, headers.get(LOCATION).cloned());
             let reason = SealReason::OverQuota;
             let sealed = State::Sealed(Sealed { status, location, reason });
             value = shared.encode(&self.last(sealed), digest);
