@@ -22,17 +22,13 @@ mod flows;
 mod history;
 mod layers;
 mod network;
-<<<<<<< HEAD
 mod nodes;
 mod races;
 mod stopped;
-=======
 mod outage;
 mod outcomes;
 mod probes;
-mod races;
 mod states;
->>>>>>> main
 mod till;
 mod traces;
 mod uploads;
