@@ -144,13 +144,15 @@ impl Desk {
     }
 }
 
+pub(crate) type OnStep = Arc<dyn Fn(&Step) + Send + Sync>;
+
 /// What a handler does and notes.
 #[derive(Clone)]
 pub(crate) struct Notes {
     pub(crate) log: Log,
     pub(crate) commit_point: bool,
     /// Is told of each step of a handler after it was noted.
-    pub(crate) on_step: Option<Arc<dyn Fn(&Step) + Send + Sync>>,
+    pub(crate) on_step: Option<OnStep>,
 }
 
 impl Notes {

@@ -474,7 +474,7 @@ async fn stopped(setup: Setup) {
     let (storage, log) = (setup.storage().await, Log::of_machine());
     let desk = setup.desk(&storage, &log, InFlight::Conflict);
     let orders = (1..11).map(|id| Order::new(id, "a-key")).collect();
-    let answers = duplicates(&[desk.clone()], orders, &Dice::new(0)).await;
+    let answers = duplicates(std::slice::from_ref(&desk), orders, &Dice::new(0)).await;
     worker.signal("-CONT");
     worker.until(|line| line.contains("Answered")).await;
     let last = desk.ask(&Order::new(11, "a-key")).await.unwrap();
