@@ -8,6 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    fmt,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -419,15 +420,8 @@ impl History {
     #[track_caller]
     pub(crate) fn assert(&self, what: &str) {
         if let Err(wrong) = self.check() {
-            panic!("{what}: {wrong}\n{:?}\n{}", self.promise, self.to_text());
+            panic!("{what}: {wrong}\n{self}");
         }
-    }
-
-    fn to_text(&self) -> String {
-        let line = |event: &Event| {
-            format!("{:>12} µs  request {:<3} {:?}\n", event.at / 1_000, event.id, event.step)
-        };
-        self.events.iter().map(line).collect()
     }
 
     /// What needs no search: it says more plainly what is wrong.
@@ -518,6 +512,16 @@ impl History {
         }
         operations.sort_by_key(|operation| operation.from);
         Ok(operations)
+    }
+}
+
+impl fmt::Display for History {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:?}", self.promise)?;
+        for Event { at, id, step } in &self.events {
+            writeln!(f, "{:>12} µs  request {id:<3} {step:?}", at / 1_000)?;
+        }
+        Ok(())
     }
 }
 
