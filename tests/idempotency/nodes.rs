@@ -385,15 +385,15 @@ async fn killed_at(setup: Setup, point: Point) {
     let had_claimed = !matches!(point, Point::BeforeClaim | Point::AfterStore);
     let may_repeat = !setup.at_most_once || (commit_point && point <= Point::BeforeBegin);
     let unknown = had_claimed && !may_repeat;
-    match (&last, unknown) {
-        (Answer::Unknown, true) | (Answer::Replay(_), false) => {}
-        _ => panic!("{what}: {last:?}"),
-    }
     events.extend(log.take());
     let mut promise = setup.promise();
     promise.dead.insert(0);
     let history = History::new(events, promise);
     history.assert(&what);
+    match (&last, unknown) {
+        (Answer::Unknown, true) | (Answer::Replay(_), false) => {}
+        _ => panic!("{what}: {last:?}\n{history}"),
+    }
     let highest = history.attempts().max();
     let handled = u32::from(!matches!(point, Point::BeforeClaim | Point::AfterClaim));
     match (had_claimed, unknown) {
