@@ -35,6 +35,8 @@ const WORKER: &str = "TOWER_KEEP_TEST_WORKER";
 /// A busy machine takes its time.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LEASE: Duration = Duration::from_secs(1);
+/// After that a lease is over, also if a last sign of life was on its way to the server.
+const OVER: Duration = Duration::from_millis(1_250);
 
 /// Where a process is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -290,7 +292,7 @@ async fn on_redis_a_process_that_is_killed_amid_duplicates_leaves_nothing_stuck(
         let here = setup.race(&storage, &log, race);
         let (mut events, ()) = tokio::join!(worker.kill(), here);
 
-        sleep(LEASE).await;
+        sleep(OVER).await;
         let desk = setup.desk(&storage, &log, InFlight::Conflict);
         for id in 2 * half..2 * half + 3 {
             let answer = desk.ask(&Order::new(id, &format!("key-{seed}"))).await.unwrap();
@@ -370,7 +372,7 @@ async fn killed_at(setup: Setup, point: Point) {
         Point::AfterStore => assert_eq!(first, Answer::Replay("201 of 0".to_owned()), "{what}"),
         _ => assert!(first == Answer::InFlight || asked.elapsed() >= LEASE, "{what}: {first:?}"),
     }
-    sleep(LEASE).await;
+    sleep(OVER).await;
 
     // As many as come at once, and then again.
     let orders = (2..32).map(|id| Order::new(id, "a-key")).collect();
@@ -470,7 +472,7 @@ async fn stopped(setup: Setup) {
     worker.tell(&Word::Ask(order));
     worker.until(|line| line.contains("Entered")).await;
     worker.signal("-STOP");
-    sleep(LEASE).await;
+    sleep(OVER).await;
     let (storage, log) = (setup.storage().await, Log::of_machine());
     let desk = setup.desk(&storage, &log, InFlight::Conflict);
     let orders = (1..11).map(|id| Order::new(id, "a-key")).collect();
