@@ -8,6 +8,7 @@ use axum::{
     http::{Request, Response},
 };
 use futures_util::stream;
+use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 use tower_keep::{
     RequestHead, Storage,
@@ -20,7 +21,7 @@ use crate::{
 };
 
 /// What a handler does if it gets to run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Act {
     Receipt,
     /// A receipt that comes in pieces.
@@ -49,13 +50,28 @@ impl Act {
         Self::Hang,
     ];
 
+    /// Whose answer is kept.
+    pub(crate) const KEPT: [Self; 3] = [Self::Receipt, Self::Stream, Self::Fail];
+    /// All that come to an end, and more that keep their answer than others.
+    pub(crate) const MIXED: [Self; 9] = [
+        Self::Receipt,
+        Self::Receipt,
+        Self::Stream,
+        Self::Seal,
+        Self::Busy,
+        Self::Busy,
+        Self::Fail,
+        Self::Panic,
+        Self::Early,
+    ];
+
     fn named(name: &str) -> Self {
         Self::ALL.into_iter().find(|act| format!("{act:?}") == name).unwrap()
     }
 }
 
 /// One request.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Order {
     pub(crate) id: Id,
     pub(crate) key: String,
@@ -94,7 +110,7 @@ impl Order {
 #[derive(Clone)]
 pub(crate) struct Desk {
     pub(crate) till: Till,
-    log: Log,
+    pub(crate) log: Log,
 }
 
 impl Desk {
@@ -128,13 +144,15 @@ impl Desk {
     }
 }
 
+pub(crate) type OnStep = Arc<dyn Fn(&Step) + Send + Sync>;
+
 /// What a handler does and notes.
 #[derive(Clone)]
 pub(crate) struct Notes {
     pub(crate) log: Log,
     pub(crate) commit_point: bool,
     /// Is told of each step of a handler after it was noted.
-    pub(crate) on_step: Option<Arc<dyn Fn(&Step) + Send + Sync>>,
+    pub(crate) on_step: Option<OnStep>,
 }
 
 impl Notes {

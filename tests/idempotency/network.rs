@@ -32,6 +32,7 @@ pub(crate) struct Remote {
     link: Arc<Link>,
     /// One after another.
     lane: Arc<tokio::sync::Mutex<()>>,
+    forgery: Option<Forgery>,
 }
 
 #[derive(Debug)]
@@ -42,6 +43,17 @@ struct Link {
     faults: AtomicU64,
     /// Owners who were overtaken within their lease.
     overtaken: Mutex<Vec<String>>,
+}
+
+/// A storage that does not keep its word, to show that it would be noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Forgery {
+    /// A claim overwrites what is there.
+    Claims,
+    /// A write overwrites whatever was written since.
+    Writes,
+    /// A delete takes away whatever was written since.
+    Deletes,
 }
 
 /// What an operation meets with.
@@ -67,7 +79,16 @@ impl Remote {
         let (open, overtaken) = (watch::channel(true).0, Mutex::default());
         let link = Arc::new(Link { open, faults: faults.into(), overtaken });
         let lane = Arc::default();
-        Self { memory: memory.clone(), dice: dice.clone(), lease, link, lane }
+        Self { memory: memory.clone(), dice: dice.clone(), lease, link, lane, forgery: None }
+    }
+
+    pub(crate) fn forging(self, forgery: Option<Forgery>) -> Self {
+        Self { forgery, ..self }
+    }
+
+    fn forged(&self, when: When, writes: Forgery) -> When {
+        let kind = if when == When::Absent { Forgery::Claims } else { writes };
+        if self.forgery == Some(kind) { When::Always } else { when }
     }
 
     pub(crate) fn open(&self, open: bool) {
@@ -147,7 +168,8 @@ impl Storage for Remote {
 
     async fn put(&self, key: &Key, put: Put<'_>) -> Result<PutOutcome> {
         assert!(put.tags.is_empty() && put.fence.is_none());
-        let (value, ttl, when) = (put.value.clone(), put.ttl, put.when);
+        let (value, ttl) = (put.value.clone(), put.ttl);
+        let when = self.forged(put.when, Forgery::Writes);
         let (memory, key, lease) = (self.memory.clone(), key.clone(), self.lease);
         let link = Arc::clone(&self.link);
         self.act(async move {
@@ -165,6 +187,7 @@ impl Storage for Remote {
     }
 
     async fn delete(&self, key: &Key, when: When) -> Result<bool> {
+        let when = self.forged(when, Forgery::Deletes);
         let (memory, key) = (self.memory.clone(), key.clone());
         self.act(async move { memory.delete(&key, when).await }).await
     }

@@ -25,6 +25,7 @@ pub(crate) async fn redis_storage(url: &str, prefix: &str) -> AnyStorage {
         .prefix(prefix)
         .decision_deadline(Duration::from_secs(10))
         .entry_deadline(Duration::from_secs(10))
+        .connect_timeout(Duration::from_secs(10))
         .build()
         .await
         .unwrap()
