@@ -269,7 +269,7 @@ impl Run {
             Disposition::Seal => {
                 self.finish(sealed(&parts, SealReason::Failed)).await;
             }
-            Disposition::Release => self.give_back().await,
+            Disposition::Release => self.release().await,
         }
     }
 
@@ -282,7 +282,7 @@ impl Run {
             Disposition::Store => self.store(parts, body, reply).await,
             Disposition::Seal => self.seal(parts, body, SealReason::ByHandler, reply).await,
             Disposition::Release => {
-                self.give_back().await;
+                self.release().await;
                 let _ = reply.send(Ok(Response::from_parts(parts, ResponseBody::inner(body))));
             }
         }
