@@ -189,15 +189,21 @@ impl IdempotencyKeys {
         self.write(handle, State::Sealed(Sealed { status, location: None, reason })).await
     }
 
-    /// Says that the request was not executed. The next one with the key is.
+    /// Says that the request was not executed. The next one with the key is. Also frees a key whose
+    /// record cannot be read.
     ///
     /// # Errors
     ///
     /// If the storage gives no answer. It is safe to repeat.
     pub async fn delete(&self, handle: KeyHandle) -> Result<Resolution> {
-        let Some((seen, _)) = self.look(&handle.0).await? else { return self.strike(handle).await };
+        let when = match self.look(&handle.0).await {
+            Ok(Some((seen, _))) => When::Version(seen.version),
+            Ok(None) => return self.strike(handle).await,
+            Err(error) if error.kind() == ErrorKind::Corrupt => When::Always,
+            Err(error) => return Err(error),
+        };
         let key = self.shared.key(&handle.0);
-        let delete = self.shared.storage.delete(&key, When::Version(seen.version));
+        let delete = self.shared.storage.delete(&key, when);
         match self.shared.in_time(delete).await? {
             true => {
                 let _ = self.strike(handle).await;

@@ -2,7 +2,9 @@
 
 mod choices;
 mod error;
+mod scope;
 
+pub(super) use self::scope::{Scope, ScopeUnavailable};
 pub use self::{
     choices::{InFlight, MissingScope, Outage, Repeat},
     error::PolicyError,
@@ -33,42 +35,9 @@ const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 /// As many as an exact counter can hold.
 const MOST_IN_FLIGHT: u32 = 1_000;
 
-type Found = Result<Option<Identity>, ScopeUnavailable>;
-type ScopeFuture = Pin<Box<dyn Future<Output = Found> + Send>>;
 type RecoveryFuture = Pin<Box<dyn Future<Output = Recovery> + Send>>;
 pub(super) type Recover = dyn Fn(Vanished) -> RecoveryFuture + Send + Sync;
 type Classify = dyn Fn(&Answer<'_>) -> Disposition + Send + Sync;
-
-/// Whose key it is cannot be found out for now.
-pub(super) struct ScopeUnavailable;
-
-/// Whose keys they are.
-#[derive(Clone)]
-pub(super) enum Scope {
-    Public,
-    Found(Arc<dyn Fn(RequestHead<'_>) -> Option<Identity> + Send + Sync>),
-    Asked(Arc<dyn Fn(RequestHead<'_>) -> ScopeFuture + Send + Sync>),
-}
-
-impl Scope {
-    /// Whose key it is. Borrows nothing, so that it can be waited for.
-    pub(super) fn find(
-        &self,
-        head: RequestHead<'_>,
-    ) -> impl Future<Output = Found> + Send + 'static + use<> {
-        let found = match self {
-            Self::Public => Ok(Some(Identity::global())),
-            Self::Found(find) => Ok(find(head)),
-            Self::Asked(ask) => Err(ask(head)),
-        };
-        async move {
-            match found {
-                Ok(scope) => Ok(scope),
-                Err(asked) => asked.await,
-            }
-        }
-    }
-}
 
 /// What is asked of keys, and what becomes of them.
 ///

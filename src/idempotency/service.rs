@@ -298,6 +298,14 @@ async fn decide<R: Body>(
                 return Decision::Refuse(Refusal::Unreadable);
             }
             Err(error) => {
+                // Who waits has time to ask again.
+                if let Some(queue) = &mut wait
+                    && error.is_transient()
+                    && queue.pause(Duration::MAX).await
+                {
+                    found = shared.claim(ticket).await;
+                    continue;
+                }
                 event!(warn, %error, "an idempotency key could not be checked");
                 return match shared.policy.outage {
                     Outage::Closed => Decision::Refuse(Refusal::Unavailable),

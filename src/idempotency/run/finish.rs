@@ -3,27 +3,21 @@
 use std::{
     future::Future,
     sync::{Arc, atomic::Ordering::SeqCst},
-    time::Duration,
 };
 
 use bytes::Bytes;
 use http::header::LOCATION;
-use tokio::time::{Instant, sleep};
 
 use super::Run;
 use crate::{
     idempotency::{
         Repeat, SealReason,
         record::{Phase, Record, Sealed, State, StoredResponse},
-        shared::{TakenFrom, after},
+        shared::{TakenFrom, persist},
     },
     lease::Finish,
     storage::{Entry, ErrorKind, Result},
 };
-
-/// The first pause before the last word is repeated; it doubles from there.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What became of the last word.
 pub(super) enum Finished {
@@ -135,35 +129,24 @@ impl Run {
     }
 
     /// Tries again in the background for the rest of a lease. After that the owner counts as vanished.
-    fn repeat<F>(&self, mut word: impl FnMut() -> F + Send + 'static)
+    fn repeat<F>(&self, word: impl FnMut() -> F + Send + 'static)
     where
         F: Future<Output = Result<()>> + Send,
     {
         let (shared, digest) = (Arc::clone(&self.shared), self.ticket.digest);
-        let until = after(shared.policy.lease);
-        let abandoned = shared.storage.tasks().abandoned();
         let repeat = async move {
-            let mut pause = FIRST_PAUSE;
-            loop {
-                sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
-                match shared.in_time(word()).await {
-                    Ok(()) => return shared.board.tell(&digest),
-                    Err(error) if !error.is_transient() || until <= Instant::now() => {
-                        event!(error, %error, "what came of a request with a key is not stored");
-                        return;
+            let (storage, policy) = (&shared.storage, &shared.policy);
+            match persist(storage, policy.timeout, policy.lease, word).await {
+                Some(()) => shared.board.tell(&digest),
+                None => {
+                    event!(error, "what came of a request with a key is not stored");
+                    if storage.tasks().is_abandoned() {
+                        storage.tasks().note_stopped();
                     }
-                    Err(_) => {}
                 }
             }
         };
-        let tasks = self.shared.storage.tasks().clone();
-        drop(self.shared.storage.tasks().spawn(async move {
-            tokio::select! {
-                () = repeat => {}
-                () = abandoned => tasks.note_stopped(),
-            }
-        }));
+        drop(self.shared.storage.tasks().spawn(repeat));
     }
 
     fn over(&self) {
