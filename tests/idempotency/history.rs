@@ -175,10 +175,10 @@ struct Owner {
 }
 
 impl Owner {
-    /// A first claim that nobody knows of is freed. A take-over is left as it is until its lease is
-    /// over: what was there before it must not be forgotten.
-    fn is_left(&self) -> bool {
-        self.vain && self.attempt > 1
+    /// A first claim that nobody knows of is freed. What was taken over in vain is given back, or left
+    /// as it is until its lease is over.
+    fn is_left(&self, state: &State) -> bool {
+        self.vain && (self.attempt > 1 || matches!(state, State::Unknown(_)))
     }
 }
 
@@ -219,7 +219,7 @@ impl Model {
                     State::Absent => 1,
                     State::Pending(owner) | State::Unknown(owner)
                         if owner.payload == *payload
-                            && (promise.may_vanish(owner.id) || owner.is_left())
+                            && (promise.may_vanish(owner.id) || owner.is_left(state))
                             && promise.may_repeat(owner.begun) =>
                     {
                         owner.attempt + 1
@@ -236,10 +236,12 @@ impl Model {
                 let owner = Owner { id, payload, attempt, begun: false, vain };
                 vec![Model { state: State::Pending(owner), fence }]
             }
-            (Act::Unclaim { id }, State::Pending(owner) | State::Unknown(owner))
-                if owner.id == *id && owner.vain && owner.attempt == 1 =>
-            {
-                to(State::Absent)
+            (Act::Unclaim { id }, State::Pending(owner)) if owner.id == *id && owner.vain => {
+                to(match owner.attempt {
+                    1 => State::Absent,
+                    // What was there before it must not be forgotten.
+                    attempt => State::Unknown(Owner { attempt: attempt - 1, ..*owner }),
+                })
             }
             (Act::Unclaim { .. }, _) => Vec::new(),
             (Act::Begin { id }, State::Pending(owner)) if owner.id == *id => {
