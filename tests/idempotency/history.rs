@@ -604,21 +604,24 @@ impl Search<'_> {
 
     /// What changes nothing may as well happen at once.
     fn read(&self, done: &mut [u64], model: &Model) {
+        let changes_nothing = |n: &usize| {
+            let Operation { act, must, .. } = &self.operations[*n];
+            *must
+                && matches!(act, Act::Told { .. })
+                && model.after(act, self.promise) == [model.clone()]
+        };
+        let mut able: Vec<_> = self.left(done).filter(changes_nothing).collect();
         loop {
-            let end = self.end(done);
-            let can = |n: &usize| {
-                let Operation { from, act, must, .. } = &self.operations[*n];
-                *must
-                    && *from < end
-                    && matches!(act, Act::Told { .. })
-                    && model.after(act, self.promise) == [model.clone()]
-            };
-            let now: Vec<_> = self.left(done).filter(can).collect();
-            if now.is_empty() {
+            let (end, before) = (self.end(done), able.len());
+            able.retain(|&n| {
+                let waits = self.operations[n].from >= end;
+                if !waits {
+                    done[n / 64] |= 1 << (n % 64);
+                }
+                waits
+            });
+            if able.len() == before {
                 return;
-            }
-            for n in now {
-                done[n / 64] |= 1 << (n % 64);
             }
         }
     }
