@@ -175,10 +175,10 @@ struct Owner {
 }
 
 impl Owner {
-    /// A first claim that nobody knows of is freed. A take-over is left as it is until its lease is
-    /// over: what was there before it must not be forgotten.
-    fn is_left(&self) -> bool {
-        self.vain && self.attempt > 1
+    /// A first claim that nobody knows of is freed. What was taken over in vain is given back, or left
+    /// as it is until its lease is over.
+    fn is_left(&self, state: &State) -> bool {
+        self.vain && (self.attempt > 1 || matches!(state, State::Unknown(_)))
     }
 }
 
@@ -219,7 +219,7 @@ impl Model {
                     State::Absent => 1,
                     State::Pending(owner) | State::Unknown(owner)
                         if owner.payload == *payload
-                            && (promise.may_vanish(owner.id) || owner.is_left())
+                            && (promise.may_vanish(owner.id) || owner.is_left(state))
                             && promise.may_repeat(owner.begun) =>
                     {
                         owner.attempt + 1
@@ -236,10 +236,12 @@ impl Model {
                 let owner = Owner { id, payload, attempt, begun: false, vain };
                 vec![Model { state: State::Pending(owner), fence }]
             }
-            (Act::Unclaim { id }, State::Pending(owner) | State::Unknown(owner))
-                if owner.id == *id && owner.vain && owner.attempt == 1 =>
-            {
-                to(State::Absent)
+            (Act::Unclaim { id }, State::Pending(owner)) if owner.id == *id && owner.vain => {
+                to(match owner.attempt {
+                    1 => State::Absent,
+                    // What was there before it must not be forgotten.
+                    attempt => State::Unknown(Owner { attempt: attempt - 1, ..*owner }),
+                })
             }
             (Act::Unclaim { .. }, _) => Vec::new(),
             (Act::Begin { id }, State::Pending(owner)) if owner.id == *id => {
@@ -602,21 +604,24 @@ impl Search<'_> {
 
     /// What changes nothing may as well happen at once.
     fn read(&self, done: &mut [u64], model: &Model) {
+        let changes_nothing = |n: &usize| {
+            let Operation { act, must, .. } = &self.operations[*n];
+            *must
+                && matches!(act, Act::Told { .. })
+                && model.after(act, self.promise) == [model.clone()]
+        };
+        let mut able: Vec<_> = self.left(done).filter(changes_nothing).collect();
         loop {
-            let end = self.end(done);
-            let can = |n: &usize| {
-                let Operation { from, act, must, .. } = &self.operations[*n];
-                *must
-                    && *from < end
-                    && matches!(act, Act::Told { .. })
-                    && model.after(act, self.promise) == [model.clone()]
-            };
-            let now: Vec<_> = self.left(done).filter(can).collect();
-            if now.is_empty() {
+            let (end, before) = (self.end(done), able.len());
+            able.retain(|&n| {
+                let waits = self.operations[n].from >= end;
+                if !waits {
+                    done[n / 64] |= 1 << (n % 64);
+                }
+                waits
+            });
+            if able.len() == before {
                 return;
-            }
-            for n in now {
-                done[n / 64] |= 1 << (n % 64);
             }
         }
     }

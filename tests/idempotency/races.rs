@@ -85,7 +85,7 @@ async fn in_memory_duplicates_at_once_are_executed_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_memory_the_history_of_a_key_is_linearizable() {
-    for seed in 0..count(30, 2_000) {
+    for seed in 0..count(20, 2_000) {
         let (dice, storage, log) = (Dice::new(seed as u64), MemoryStorage::new(), Log::new());
         let policy = Policy::scope_public().with_in_flight(waits(&dice));
         let commit_point = dice.one_in(3);
@@ -254,7 +254,7 @@ fn kind(answer: &Answer) -> &'static str {
 
 async fn worlds(trouble: Trouble, expected: &[&str]) {
     let mut tally = Tally::default();
-    for seed in 0..count(150, 10_000) {
+    for seed in 0..count(100, 10_000) {
         if let Err(wrong) = world(seed as u64, trouble, None, &mut tally).await {
             panic!("seed {seed}, {trouble:?}: {wrong}");
         }
@@ -299,11 +299,11 @@ async fn a_storage_that_breaks_its_word_is_found() {
         (Forgery::Deletes, Trouble::Pause),
     ] {
         let (mut tally, mut found) = (Tally::default(), 0);
-        for seed in 0..60 {
+        for seed in 0..40 {
             let wrong = world(seed, trouble, Some(forgery), &mut tally).await;
             found += usize::from(wrong.is_err());
         }
-        println!("{forgery:?}: {found} of 60");
+        println!("{forgery:?}: {found} of 40");
         assert!(found > 0, "{forgery:?}");
     }
 }
