@@ -3,6 +3,7 @@
 use std::{
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -281,7 +282,7 @@ async fn decide<R: Body>(
     parts: &request::Parts,
 ) -> Decision<R> {
     let mut found = shared.claim(ticket).await;
-    let mut wait = None;
+    let mut wait: Option<Queue<'_>> = None;
     let mut vain = 0;
     loop {
         let seen = match found {
