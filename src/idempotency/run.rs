@@ -176,6 +176,15 @@ impl Run {
         let _ = reply.send(Ok(refuse(&self.shared.policy, &refusal)));
     }
 
+    /// Frees the key, for this attempt has done nothing; but what the owner before it may have done is
+    /// not to be forgotten.
+    async fn step_back(&self) {
+        match self.taken_from {
+            None | Some(Phase::BeforeCommit) => self.release().await,
+            Some(phase) => drop(self.finish(State::Unknown(phase)).await),
+        }
+    }
+
     /// Finds out what the vanished owner has done. The reply comes back if the handler is to run.
     async fn recover<R: Body, E>(
         &mut self,
@@ -206,6 +215,7 @@ impl Run {
             }
             Recovery::NotExecuted => {
                 self.record.state = State::Pending(shared.first_phase());
+                self.taken_from = None;
                 let value = shared.encode(&self.record, &self.ticket.digest);
                 match shared.in_time(self.hold.change(value)).await {
                     Ok(Extension::Extended) => return Some(reply),
@@ -272,9 +282,9 @@ impl Run {
                 self.finish(State::Done(stored)).await;
             }
             Disposition::Seal => {
-                self.finish(sealed(&parts, SealReason::Failed)).await;
+                self.finish(self.sealed(&parts, SealReason::Failed)).await;
             }
-            Disposition::Release => self.release().await,
+            Disposition::Release => self.step_back().await,
         }
     }
 
@@ -287,7 +297,10 @@ impl Run {
             Disposition::Store => self.store(parts, body, reply).await,
             Disposition::Seal => self.seal(parts, body, SealReason::ByHandler, reply).await,
             Disposition::Release => {
-                self.release().await;
+                match own {
+                    Some(_) => self.release().await,
+                    None => self.step_back().await,
+                }
                 let _ = reply.send(Ok(Response::from_parts(parts, ResponseBody::inner(body))));
             }
         }
@@ -301,7 +314,7 @@ impl Run {
         reason: SealReason,
         reply: Reply<R, E>,
     ) {
-        self.finish(sealed(&parts, reason)).await;
+        self.finish(self.sealed(&parts, reason)).await;
         let _ = reply.send(Ok(Response::from_parts(parts, ResponseBody::inner(body))));
     }
 
@@ -370,7 +383,7 @@ impl Run {
             Some(End::Failed(error)) => (SealReason::Failed, Piece::Failed(error)),
             None => (SealReason::Streaming, Piece::Rest(body)),
         };
-        self.finish(sealed(&head, reason)).await;
+        self.finish(self.sealed(&head, reason)).await;
         let _ = pieces.send(last);
     }
 
@@ -378,7 +391,7 @@ impl Run {
     async fn keep(&self, parts: &response::Parts, body: Bytes) -> Finished {
         let state = match may_store(&self.shared, &self.ticket.scope, body.len()).await {
             true => State::Done(self.stored_response(parts, body)),
-            false => sealed(parts, SealReason::OverQuota),
+            false => self.sealed(parts, SealReason::OverQuota),
         };
         self.finish(state).await
     }
@@ -387,11 +400,12 @@ impl Run {
         let headers = self.shared.policy.headers.stored(&parts.headers);
         StoredResponse { status: parts.status, headers, body }
     }
-}
 
-fn sealed(parts: &response::Parts, reason: SealReason) -> State {
-    let location = parts.headers.get(header::LOCATION).cloned();
-    State::Sealed(Sealed { status: parts.status, location, reason })
+    fn sealed(&self, parts: &response::Parts, reason: SealReason) -> State {
+        let keeps = self.shared.policy.headers.keeps(&header::LOCATION);
+        let location = parts.headers.get(header::LOCATION).filter(|_| keeps).cloned();
+        State::Sealed(Sealed { status: parts.status, location, reason })
+    }
 }
 
 fn content_length(parts: &response::Parts) -> Option<u64> {

@@ -156,6 +156,8 @@ struct Owner {
     payload: u8,
     attempt: u32,
     begun: bool,
+    /// It has done nothing itself, and leaves behind what the one before it may have done.
+    stepped_back: bool,
 }
 
 /// Something that takes effect at one moment.
@@ -195,8 +197,9 @@ impl Model {
                     State::Absent => 1,
                     State::Pending(owner) | State::Unknown(owner)
                         if owner.payload == *payload
-                            && promise.may_vanish(owner.id)
-                            && promise.may_repeat(owner.begun) =>
+                            && (owner.stepped_back
+                                || promise.may_vanish(owner.id)
+                                    && promise.may_repeat(owner.begun)) =>
                     {
                         owner.attempt + 1
                     }
@@ -208,7 +211,13 @@ impl Model {
                     Some((_, fence)) => fence,
                     None => self.fence,
                 };
-                let owner = Owner { id: *id, payload: *payload, attempt, begun: false };
+                let owner = Owner {
+                    id: *id,
+                    payload: *payload,
+                    attempt,
+                    begun: false,
+                    stepped_back: false,
+                };
                 vec![Model { state: State::Pending(owner), fence }]
             }
             (Act::Unclaim { id }, State::Pending(owner) | State::Unknown(owner))
@@ -224,11 +233,18 @@ impl Model {
             (Act::Finish { id, fate }, State::Pending(owner) | State::Unknown(owner))
                 if owner.id == *id =>
             {
-                to(match fate {
-                    Fate::Kept(text) => State::Done { payload: owner.payload, text: text.clone() },
-                    Fate::Sealed => State::Sealed { payload: owner.payload },
-                    Fate::Freed => State::Absent,
-                })
+                match fate {
+                    Fate::Kept(text) => {
+                        to(State::Done { payload: owner.payload, text: text.clone() })
+                    }
+                    Fate::Sealed => to(State::Sealed { payload: owner.payload }),
+                    Fate::Freed if owner.attempt == 1 => to(State::Absent),
+                    // As far as it is known that the one before has done nothing, the key is free.
+                    Fate::Freed => {
+                        let owner = Owner { stepped_back: true, ..*owner };
+                        [to(State::Absent), to(State::Unknown(owner))].concat()
+                    }
+                }
             }
             // It is somebody else's, and stays so.
             (Act::Finish { id, .. }, _) => match promise.may_vanish(*id) {

@@ -83,7 +83,7 @@ impl Run {
     /// The handler was stopped, as the process ends.
     pub(super) async fn give_up(&self) {
         match (self.shared.policy.commit_point, self.handle.has_begun()) {
-            (true, false) => self.release().await,
+            (true, false) => self.step_back().await,
             (_, true) => self.mark_unknown(Phase::AfterCommit).await,
             (false, false) => self.mark_unknown(self.shared.first_phase()).await,
         }
