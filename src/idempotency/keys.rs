@@ -125,7 +125,8 @@ impl IdempotencyKeys {
         KeyHandle(fingerprint::key_digest(name, &scope.into(), method, own_path, key))
     }
 
-    /// Keys whose outcome is unknown, some at a time.
+    /// Keys whose outcome is unknown, some at a time. One whose record cannot be read is left out, and
+    /// the log says so.
     ///
     /// # Errors
     ///
@@ -135,7 +136,12 @@ impl IdempotencyKeys {
         let next = (bucket + 1 < BUCKETS).then_some(KeyCursor(bucket + 1));
         let (mut keys, mut settled) = (Vec::new(), Vec::new());
         for RosterItem { handle } in self.shared.roster(bucket).await?.1.iter() {
-            match self.look(&handle).await? {
+            let found = match self.look(&handle).await {
+                // One that another release has written must not hide those after it.
+                Err(error) if error.kind() == ErrorKind::Corrupt => continue,
+                found => found?,
+            };
+            match found {
                 Some((Seen { record, age, .. }, ttl)) => keys.push(UnknownKey {
                     handle: KeyHandle(handle),
                     label: record.label.into(),
