@@ -26,6 +26,7 @@ mod outage;
 mod outcomes;
 mod probes;
 mod races;
+mod reviewed;
 mod states;
 mod till;
 mod traces;
