@@ -68,6 +68,8 @@ pub(super) struct Inner {
     /// `None` while the storage is away, and the policy lets the handler run.
     hold: Option<Arc<Hold>>,
     begun: AtomicBool,
+    /// The handler was told not to begin.
+    refused: AtomicBool,
     sealed: AtomicBool,
 }
 
@@ -95,6 +97,7 @@ impl Idempotency {
             record,
             hold,
             begun: begun.into(),
+            refused: false.into(),
             sealed: false.into(),
         };
         Self { inner: Arc::new(inner) }
@@ -172,14 +175,16 @@ impl Idempotency {
         }
         let record = Record { state: State::Pending(Phase::AfterCommit), ..inner.record.clone() };
         let value = inner.shared.encode(&record, &inner.digest);
-        match inner.shared.in_time(hold.change(value)).await {
+        let kind = match inner.shared.in_time(hold.change(value)).await {
             Ok(Extension::Extended) => {
                 inner.begun.store(true, SeqCst);
-                Ok(())
+                return Ok(());
             }
-            Ok(Extension::Lost) => Err(BeginError { kind: BeginErrorKind::Lost }),
-            Err(error) => Err(BeginError { kind: BeginErrorKind::Unavailable(error) }),
-        }
+            Ok(Extension::Lost) => BeginErrorKind::Lost,
+            Err(error) => BeginErrorKind::Unavailable(error),
+        };
+        inner.refused.store(true, SeqCst);
+        Err(BeginError { kind })
     }
 
     /// Keeps the answer out of the storage: it holds a secret that is shown once. The request counts as
@@ -215,6 +220,10 @@ impl Idempotency {
 
     pub(super) fn has_begun(&self) -> bool {
         self.inner.begun.load(SeqCst)
+    }
+
+    pub(super) fn was_refused(&self) -> bool {
+        self.inner.refused.load(SeqCst)
     }
 
     pub(super) fn is_sealed(&self) -> bool {

@@ -297,9 +297,10 @@ impl Run {
             Disposition::Store => self.store(parts, body, reply).await,
             Disposition::Seal => self.seal(parts, body, SealReason::ByHandler, reply).await,
             Disposition::Release => {
-                match own {
-                    Some(_) => self.release().await,
-                    None => self.step_back().await,
+                // A handler that says so itself has looked; one that was told not to begin has not.
+                match own.is_some() && !self.handle.was_refused() {
+                    true => self.release().await,
+                    false => self.step_back().await,
                 }
                 let _ = reply.send(Ok(Response::from_parts(parts, ResponseBody::inner(body))));
             }
