@@ -13,7 +13,6 @@ use axum::{
     routing::post,
 };
 use http_body_util::BodyExt;
-use tokio::time::sleep;
 use tower::ServiceExt;
 use tower_keep::{
     IdempotencyLayer, MemoryStorage, Storage,
@@ -90,6 +89,25 @@ async fn an_attempt_that_was_refused_does_not_hide_the_one_that_vanished() {
     assert_eq!(short(&strict.charge("a-key", "").await).2, "outcome-unknown");
     assert_eq!(till.charge("a-key", "").await.body(), "receipt 2");
     assert_eq!(*seen.lock().unwrap(), [2, 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_must_not_begin_does_not_hide_the_one_that_vanished() {
+    let memory = MemoryStorage::new();
+    vanish(&memory, Policy::scope_public(), "").await;
+    let staged = Staged::new(&memory);
+    let till = Till::new(staged.clone(), Policy::scope_public(), |_, request| async move {
+        let attempt = request.extensions().get::<Idempotency>().unwrap();
+        match attempt.begin().await {
+            Ok(()) => receipt(attempt.attempt() as usize),
+            Err(error) => error.into_response(),
+        }
+    });
+    // After the look and the take-over.
+    staged.plan(2, Fate::MuteBefore);
+    assert_eq!(short(&till.charge("a-key", "").await), (503, false, "unavailable".into()));
+    assert_eq!(left(&memory).await, Left::Unknown);
+    assert_eq!(till.charge("a-key", "").await.body(), "receipt 3");
 }
 
 /// A handler that says so itself has looked, and a recovery has, too.
