@@ -50,11 +50,12 @@ impl std::error::Error for IdempotencyRejection {}
 
 impl IntoResponse for IdempotencyRejection {
     fn into_response(self) -> Response {
-        let detail = match self {
-            Self::NoKey => "this operation needs an idempotency key",
-            Self::NoLayer => "the server's idempotency keys are set up wrongly",
+        let (code, detail) = match self {
+            Self::NoKey => ("key-missing", "this operation needs an idempotency key"),
+            Self::NoLayer => ("misconfigured", "the server's idempotency keys are set up wrongly"),
         };
-        Problem::from_status(self.status()).with_detail(detail).into_response().map(Body::from)
+        let problem = Problem::from_status(self.status()).with_detail(detail);
+        problem.with_member("code", code).into_response().map(Body::from)
     }
 }
 

@@ -68,6 +68,8 @@ pub(super) struct Inner {
     /// `None` while the storage is away, and the policy lets the handler run.
     hold: Option<Arc<Hold>>,
     begun: AtomicBool,
+    /// The handler was told not to begin.
+    refused: AtomicBool,
     sealed: AtomicBool,
 }
 
@@ -95,6 +97,7 @@ impl Idempotency {
             record,
             hold,
             begun: begun.into(),
+            refused: false.into(),
             sealed: false.into(),
         };
         Self { inner: Arc::new(inner) }
@@ -124,8 +127,8 @@ impl Idempotency {
         &self.inner.key
     }
 
-    /// Which attempt this is, from 1 on. It is higher only after an owner has vanished, so the work may
-    /// be done in part.
+    /// Which attempt this is, from 1 on. It is higher if an owner before this one has vanished: the work
+    /// may be done in part.
     pub fn attempt(&self) -> u32 {
         self.inner.record.attempt
     }
@@ -172,18 +175,24 @@ impl Idempotency {
         }
         let record = Record { state: State::Pending(Phase::AfterCommit), ..inner.record.clone() };
         let value = inner.shared.encode(&record, &inner.digest);
-        match inner.shared.in_time(hold.change(value)).await {
+        let kind = match inner.shared.in_time(hold.change(value)).await {
             Ok(Extension::Extended) => {
                 inner.begun.store(true, SeqCst);
-                Ok(())
+                return Ok(());
             }
-            Ok(Extension::Lost) => Err(BeginError { kind: BeginErrorKind::Lost }),
-            Err(error) => Err(BeginError { kind: BeginErrorKind::Unavailable(error) }),
-        }
+            Ok(Extension::Lost) => BeginErrorKind::Lost,
+            Err(error) => BeginErrorKind::Unavailable(error),
+        };
+        inner.refused.store(true, SeqCst);
+        Err(BeginError { kind })
     }
 
     /// Keeps the answer out of the storage: it holds a secret that is shown once. The request counts as
-    /// executed, and duplicates are told so.
+    /// executed, and duplicates are told so, with its status and its `Location` (unless the policy
+    /// [drops](super::Policy::add_dropped_header) that).
+    ///
+    /// An answer that frees the key, such as 422 before [`begin`](Self::begin), frees it all the same.
+    /// [`Disposition::Seal`](super::Disposition::Seal) in the response seals in any case.
     pub fn seal(&self) {
         self.inner.sealed.store(true, SeqCst);
     }
@@ -211,6 +220,10 @@ impl Idempotency {
 
     pub(super) fn has_begun(&self) -> bool {
         self.inner.begun.load(SeqCst)
+    }
+
+    pub(super) fn was_refused(&self) -> bool {
+        self.inner.refused.load(SeqCst)
     }
 
     pub(super) fn is_sealed(&self) -> bool {
@@ -253,16 +266,18 @@ impl BeginError {
 
     /// The response that it is answered with, for services without axum.
     pub fn to_response(&self) -> Response<Bytes> {
-        let (status, detail) = match self.kind {
+        let (status, code, detail) = match self.kind {
             BeginErrorKind::Lost => {
-                (StatusCode::CONFLICT, "the same request is under way elsewhere")
+                (StatusCode::CONFLICT, "in-flight", "the same request is under way elsewhere")
             }
             BeginErrorKind::Unavailable(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,
+                "unavailable",
                 "the key cannot be checked for now; nothing was done",
             ),
         };
-        let mut response = Problem::from_status(status).with_detail(detail).into_response();
+        let problem = Problem::from_status(status).with_detail(detail).with_member("code", code);
+        let mut response = problem.into_response();
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         // Nothing was done, whatever the policy makes of the status.
         response.extensions_mut().insert(super::Disposition::Release);

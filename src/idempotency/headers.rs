@@ -32,7 +32,7 @@ impl HeaderRules {
         stored
     }
 
-    fn keeps(&self, name: &HeaderName) -> bool {
+    pub(super) fn keeps(&self, name: &HeaderName) -> bool {
         let allowed = match &self.allow_only {
             Some(allowed) => describes_result(name) || allowed.contains(name),
             None => true,

@@ -18,6 +18,21 @@ use sfv::{
 pub struct IdempotencyKey(Arc<str>);
 
 impl IdempotencyKey {
+    /// The key of this text, without quotes and escapes: for what is done outside of requests, such as
+    /// [`IdempotencyKeys::handle`](super::IdempotencyKeys::handle). What a policy says of its length is
+    /// not asked.
+    ///
+    /// # Errors
+    ///
+    /// If there is nothing in it, or something else than printable ASCII.
+    pub fn try_new(text: &str) -> Result<Self, KeyError> {
+        match text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            _ if text.is_empty() => Err(KeyError::Empty),
+            true => Ok(Self(text.into())),
+            false => Err(KeyError::Malformed),
+        }
+    }
+
     /// The key.
     pub fn as_str(&self) -> &str {
         &self.0

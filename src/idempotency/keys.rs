@@ -125,7 +125,8 @@ impl IdempotencyKeys {
         KeyHandle(fingerprint::key_digest(name, &scope.into(), method, own_path, key))
     }
 
-    /// Keys whose outcome is unknown, some at a time.
+    /// Keys whose outcome is unknown, some at a time. One whose record cannot be read is left out, and
+    /// the log says so.
     ///
     /// # Errors
     ///

@@ -60,6 +60,9 @@
 //! | is done, and the answer could not be kept ([`SealReason`]) | 409, with its status and `Location` |
 //! | is unknown | 409, until somebody has looked |
 //! | cannot be checked, for the storage is away | 503 and `Retry-After` before the handler runs ([`Outage`]) |
+//! | belongs to nobody ([`MissingScope`]) | 400 |
+//! | comes with a body that is [too large](Policy::with_max_request_body) | 413 |
+//! | is one too many of its [scope](Policy::with_max_in_flight), or of [all](Policy::with_max_running) | 429, 503; both with `Retry-After` |
 //!
 //! Refusals are problems (RFC 9457) with a `code` for programs, as
 //! draft-ietf-httpapi-idempotency-key-header-07 has them. A key may be quoted, as the draft wants it,
@@ -71,9 +74,12 @@
 //! ([`Disposition`]), whatever it is, but for answers that say that nothing was done: those of
 //! extractors and authentication, 429, and 503 with `Retry-After` free the key. A 500 is kept, as part
 //! of the work may be done, and so is a panic. A handler that knows better says so, by
-//! [`begin`](Idempotency::begin) or a [`Disposition`] in its response.
+//! [`begin`](Idempotency::begin) or a [`Disposition`] in its response; without that word the next
+//! request runs a handler again that has done something and then answers, say, 404 or 422, also under
+//! [`Repeat::AtMostOnce`].
 //!
-//! Task-local values of the request's task are not there in the handler's.
+//! Task-local values of the request's task are not there in the handler's, nor are the trailers of the
+//! request.
 //!
 //! # What a replay carries
 //!
@@ -113,7 +119,13 @@
 //! Keys are hashed together with their scope before the storage sees them, and no log shows them. The
 //! stored answers are not encrypted: [`seal`](Idempotency::seal) those with a secret in them.
 //! [`Policy::with_max_in_flight`] and [`Policy::with_max_stored`] bound what one scope can use; a rate
-//! limit in front bounds how fast.
+//! limit in front bounds how fast, replays only if it counts them
+//! (`rate_limit::Policy::with_replays_counted`).
+//!
+//! What a handler or its extractors check is not checked again for a replay: a user who has lost a role
+//! meanwhile is given the answer to his earlier request, unless the check is a layer outside of this
+//! one, or the role is part of the scope. So is `Host`, if the same path means something else there.
+//! The storage sees method and path of a request, for operators.
 
 mod classify;
 #[cfg(feature = "axum")]

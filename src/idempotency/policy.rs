@@ -335,7 +335,8 @@ impl Policy {
     /// [At most once](Repeat::AtMostOnce), with a way to find out what a vanished owner has done: a
     /// look at the ledger, a question to the payment provider.
     ///
-    /// It is called by a duplicate, by one at a time; the duplicate waits for it.
+    /// It is called by a duplicate, by one at a time; the duplicate waits for it. Not under
+    /// [`Repeat::AtLeastOnce`], which a later [`with_repeat`](Self::with_repeat) would bring back.
     ///
     /// # Examples
     ///
@@ -403,8 +404,10 @@ impl Policy {
     /// Decides by the head of an answer what becomes of its key. [`Answer::usual`] is the default, for
     /// all that the closure does not care about.
     ///
-    /// Not asked with a [commit point](Self::with_commit_point), or when the handler has called
-    /// [`begin`](super::Idempotency::begin) or [`seal`](super::Idempotency::seal).
+    /// Not asked before the [commit point](Self::with_commit_point) of a policy that has one, or when the
+    /// answer bears a [`Disposition`]. After [`begin`](super::Idempotency::begin) it only chooses between
+    /// storing and sealing: [`Release`](Disposition::Release) is taken for
+    /// [`Store`](Disposition::Store).
     ///
     /// # Examples
     ///

@@ -160,7 +160,7 @@ impl Run {
 
     /// Answers without having done anything.
     async fn turn_away<R: Body, E>(&self, refusal: Refusal, reply: Reply<R, E>) {
-        self.give_back().await;
+        self.step_back(self.taken_from.map_or(1, |before| before.attempt)).await;
         let _ = reply.send(Ok(refuse(&self.shared.policy, &refusal)));
     }
 
@@ -267,9 +267,9 @@ impl Run {
                 self.finish(State::Done(stored)).await;
             }
             Disposition::Seal => {
-                self.finish(sealed(&parts, SealReason::Failed)).await;
+                self.finish(self.sealed(&parts, SealReason::Failed)).await;
             }
-            Disposition::Release => self.release().await,
+            Disposition::Release => self.step_back(self.record.attempt).await,
         }
     }
 
@@ -282,7 +282,11 @@ impl Run {
             Disposition::Store => self.store(parts, body, reply).await,
             Disposition::Seal => self.seal(parts, body, SealReason::ByHandler, reply).await,
             Disposition::Release => {
-                self.release().await;
+                // A handler that says so itself has looked; one that was told not to begin has not.
+                match own.is_some() && !self.handle.was_refused() {
+                    true => self.release().await,
+                    false => self.step_back(self.record.attempt).await,
+                }
                 let _ = reply.send(Ok(Response::from_parts(parts, ResponseBody::inner(body))));
             }
         }
@@ -296,7 +300,7 @@ impl Run {
         reason: SealReason,
         reply: Reply<R, E>,
     ) {
-        self.finish(sealed(&parts, reason)).await;
+        self.finish(self.sealed(&parts, reason)).await;
         let _ = reply.send(Ok(Response::from_parts(parts, ResponseBody::inner(body))));
     }
 
@@ -365,7 +369,7 @@ impl Run {
             Some(End::Failed(error)) => (SealReason::Failed, Piece::Failed(error)),
             None => (SealReason::Streaming, Piece::Rest(body)),
         };
-        self.finish(sealed(&head, reason)).await;
+        self.finish(self.sealed(&head, reason)).await;
         let _ = pieces.send(last);
     }
 
@@ -373,7 +377,7 @@ impl Run {
     async fn keep(&self, parts: &response::Parts, body: Bytes) -> Finished {
         let state = match may_store(&self.shared, &self.ticket.scope, body.len()).await {
             true => State::Done(self.stored_response(parts, body)),
-            false => sealed(parts, SealReason::OverQuota),
+            false => self.sealed(parts, SealReason::OverQuota),
         };
         self.finish(state).await
     }
@@ -381,6 +385,12 @@ impl Run {
     fn stored_response(&self, parts: &response::Parts, body: Bytes) -> StoredResponse {
         let headers = self.shared.policy.headers.stored(&parts.headers);
         StoredResponse { status: parts.status, headers, body }
+    }
+
+    fn sealed(&self, parts: &response::Parts, reason: SealReason) -> State {
+        let keeps = self.shared.policy.headers.keeps(&header::LOCATION);
+        let location = parts.headers.get(header::LOCATION).filter(|_| keeps).cloned();
+        State::Sealed(Sealed { status: parts.status, location, reason })
     }
 }
 
@@ -393,11 +403,6 @@ fn handle(
 ) -> Idempotency {
     let (shared, hold) = (Arc::clone(shared), Some(Arc::clone(hold)));
     Idempotency::new(shared, key.clone(), ticket, record.clone(), hold)
-}
-
-fn sealed(parts: &response::Parts, reason: SealReason) -> State {
-    let location = parts.headers.get(header::LOCATION).cloned();
-    State::Sealed(Sealed { status: parts.status, location, reason })
 }
 
 fn content_length(parts: &response::Parts) -> Option<u64> {

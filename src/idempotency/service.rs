@@ -40,6 +40,10 @@ type Reply<R> = Response<ResponseBody<R>>;
 /// A service that executes requests with an idempotency key once. See the
 /// [module documentation](super) for an example.
 ///
+/// The service inside is `Clone`, and the body of its requests can be made of
+/// [`Bytes`], as that of axum can; `hyper::body::Incoming` cannot, so map it outside of this layer (to
+/// `axum::body::Body`, say).
+///
 /// It is always ready: a replay does not wait for the inner service. That is asked for its readiness
 /// when a request gets to it.
 #[derive(Debug, Clone)]
@@ -284,6 +288,7 @@ async fn decide<R: Body>(
     let mut found = shared.claim(ticket).await;
     let mut wait: Option<Queue<'_>> = None;
     let mut vain = 0;
+    let mut seen_one = false;
     loop {
         let seen = match found {
             Ok(Found::Ours(claimed)) => return Decision::Run(claimed, false),
@@ -309,11 +314,13 @@ async fn decide<R: Body>(
                 }
                 event!(warn, %error, "an idempotency key could not be checked");
                 return match shared.policy.outage {
-                    Outage::Closed => Decision::Refuse(Refusal::Unavailable),
-                    Outage::Open => Decision::RunUnprotected,
+                    Outage::Open if !seen_one => Decision::RunUnprotected,
+                    // Somebody else may be at it, or has been.
+                    Outage::Open | Outage::Closed => Decision::Refuse(Refusal::Unavailable),
                 };
             }
         };
+        seen_one = true;
         found = match judge(&seen.record, seen.age, &ticket.fingerprint, shared.rule()) {
             Judgement::Mismatch => return Decision::Refuse(Refusal::Mismatch),
             Judgement::Replay => return Decision::Answer(replayed(seen.record)),

@@ -172,6 +172,8 @@ struct Owner {
     begun: bool,
     /// Nobody knows that it has the key, so it gives no signs of life.
     vain: bool,
+    /// It has done nothing itself, and leaves behind what the one before it may have done.
+    stepped_back: bool,
 }
 
 impl Owner {
@@ -219,8 +221,9 @@ impl Model {
                     State::Absent => 1,
                     State::Pending(owner) | State::Unknown(owner)
                         if owner.payload == *payload
-                            && (promise.may_vanish(owner.id) || owner.is_left(state))
-                            && promise.may_repeat(owner.begun) =>
+                            && (owner.stepped_back
+                                || (promise.may_vanish(owner.id) || owner.is_left(state))
+                                    && promise.may_repeat(owner.begun)) =>
                     {
                         owner.attempt + 1
                     }
@@ -233,7 +236,8 @@ impl Model {
                     None => self.fence,
                 };
                 let (id, payload, vain) = (*id, *payload, numbers.is_none());
-                let owner = Owner { id, payload, attempt, begun: false, vain };
+                let stepped_back = false;
+                let owner = Owner { id, payload, attempt, begun: false, vain, stepped_back };
                 vec![Model { state: State::Pending(owner), fence }]
             }
             (Act::Unclaim { id }, State::Pending(owner)) if owner.id == *id && owner.vain => {
@@ -251,11 +255,18 @@ impl Model {
             (Act::Finish { id, fate }, State::Pending(owner) | State::Unknown(owner))
                 if owner.id == *id =>
             {
-                to(match fate {
-                    Fate::Kept(text) => State::Done { payload: owner.payload, text: text.clone() },
-                    Fate::Sealed => State::Sealed { payload: owner.payload },
-                    Fate::Freed => State::Absent,
-                })
+                match fate {
+                    Fate::Kept(text) => {
+                        to(State::Done { payload: owner.payload, text: text.clone() })
+                    }
+                    Fate::Sealed => to(State::Sealed { payload: owner.payload }),
+                    Fate::Freed if owner.attempt == 1 => to(State::Absent),
+                    // As far as it is known that the one before has done nothing, the key is free.
+                    Fate::Freed => {
+                        let owner = Owner { stepped_back: true, ..*owner };
+                        [to(State::Absent), to(State::Unknown(owner))].concat()
+                    }
+                }
             }
             // It is somebody else's, and stays so.
             (Act::Finish { id, .. }, _) => match promise.may_vanish(*id) {

@@ -35,6 +35,7 @@ mod probes;
 mod quotas;
 mod races;
 mod recovery;
+mod reviewed;
 mod states;
 mod stopped;
 mod till;

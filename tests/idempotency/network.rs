@@ -156,7 +156,9 @@ impl Remote {
     async fn overtakes(memory: &MemoryStorage, key: &Key, value: &[u8], lease: Duration) -> bool {
         let Some(before) = memory.get(key, Get::new()).await.unwrap().entry else { return false };
         // Values begin with the token of who has written them.
-        before.value[..16] != value[..16] && before.age < lease
+        // Nobody is the owner of an unknown outcome.
+        let is_unknown = before.value[32] == 4;
+        before.value[..16] != value[..16] && before.age < lease && !is_unknown
     }
 }
 

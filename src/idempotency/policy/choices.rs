@@ -41,7 +41,9 @@ pub enum Outage {
     /// It is refused before the handler runs: 503 with `Retry-After`. The default.
     #[default]
     Closed,
-    /// The handler runs, and nothing is known of it afterwards: duplicates run it again.
+    /// The handler runs, and nothing is known of it afterwards: duplicates run it again, also under
+    /// [`Repeat::AtMostOnce`]. A request that has seen that its key is in use, before the storage went
+    /// away, is refused nevertheless.
     Open,
 }
 

@@ -79,12 +79,12 @@ impl Run {
         self.over();
     }
 
-    /// Leaves the key as if this attempt had not been: it has done nothing. What was taken over must
-    /// not be forgotten, if the owner before may have executed it.
-    pub(super) async fn give_back(&self) {
+    /// Frees the key, for this attempt has done nothing; but what the owner before it may have done is
+    /// not to be forgotten. `attempt` is how many there have been.
+    pub(super) async fn step_back(&self, attempt: u32) {
         match self.taken_from {
             None | Some(TakenFrom { phase: Phase::BeforeCommit, .. }) => self.release().await,
-            Some(TakenFrom { phase, attempt }) => {
+            Some(TakenFrom { phase, .. }) => {
                 let state = State::Unknown(phase);
                 let record = Record { state, attempt, ..self.record.clone() };
                 if let Finished::Written = self.write_last(record).await
@@ -99,7 +99,7 @@ impl Run {
     /// The handler was stopped, as the process ends.
     pub(super) async fn give_up(&self) {
         match (self.shared.policy.commit_point, self.handle.has_begun()) {
-            (true, false) => self.give_back().await,
+            (true, false) => self.step_back(self.record.attempt).await,
             (_, true) => self.mark_unknown(Phase::AfterCommit).await,
             (false, false) => self.mark_unknown(self.shared.first_phase()).await,
         }
