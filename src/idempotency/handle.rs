@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::{Extensions, HeaderValue, Response, StatusCode, header};
 
 use super::{
-    IdempotencyKey, fingerprint,
+    IdempotencyKey, KeyHandle, fingerprint,
     record::{Phase, Record, State},
     shared::{Shared, Ticket},
 };
@@ -125,6 +125,11 @@ impl Idempotency {
     /// The client's key, without quotes.
     pub fn key(&self) -> &IdempotencyKey {
         &self.inner.key
+    }
+
+    /// By which operators find the key: no secret, and good for logs.
+    pub fn handle(&self) -> KeyHandle {
+        KeyHandle(self.inner.digest)
     }
 
     /// Which attempt this is, from 1 on. It is higher if an owner before this one has vanished: the work

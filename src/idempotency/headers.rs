@@ -76,11 +76,16 @@ fn belongs_to_one_exchange(name: &HeaderName) -> bool {
             | "connection"
             | "content-length"
             | "date"
+            | "dpop-nonce"
             | "idempotency-key"
             | "idempotent-replayed"
             | "keep-alive"
+            | "preference-applied"
             | "ratelimit"
+            | "replay-nonce"
+            | "request-id"
             | "retry-after"
+            | "sentry-trace"
             | "server-timing"
             | "set-cookie"
             | "set-cookie2"
@@ -91,10 +96,15 @@ fn belongs_to_one_exchange(name: &HeaderName) -> bool {
             | "tracestate"
             | "trailer"
             | "transfer-encoding"
+            | "uber-trace-id"
             | "upgrade"
+            | "via"
             | "www-authenticate"
+            | "x-amzn-trace-id"
+            | "x-cloud-trace-context"
             | "x-correlation-id"
             | "x-request-id"
+            | "x-trace-id"
     );
     const FAMILIES: [&str; 6] =
         ["access-control-", "proxy-", "ratelimit-", "x-b3-", "x-rate-limit-", "x-ratelimit-"];
@@ -149,6 +159,16 @@ mod tests {
         "baggage",
         "x-request-id",
         "x-correlation-id",
+        "request-id",
+        "x-trace-id",
+        "x-amzn-trace-id",
+        "x-cloud-trace-context",
+        "uber-trace-id",
+        "sentry-trace",
+        "via",
+        "preference-applied",
+        "dpop-nonce",
+        "replay-nonce",
         "b3",
         "x-b3-traceid",
         "x-b3-spanid",

@@ -96,6 +96,7 @@ impl KeyCursor {
 
 /// What became of an operator's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 #[must_use = "the key may not have been unknown any more"]
 pub enum Resolution {
     /// It counts from now on.
@@ -270,7 +271,8 @@ impl Shared {
         let (shared, digest) = (Arc::clone(self), *digest);
         let mark = async move {
             let State::Pending(phase) = seen.record.state else { return };
-            event!(error, "the owner of a key has vanished, and what it did is unknown");
+            let key = KeyHandle(digest);
+            event!(error, %key, "the owner of a key has vanished, and what it did is unknown");
             // The token stays, so that an owner that comes back may still say what came of it.
             let record = Record { state: State::Unknown(phase), ..seen.record };
             let put = Put::new(shared.encode(&record, &digest), shared.policy.retention)

@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use http::{Request, Response};
 
-use super::{IdempotencyKey, fingerprint, fingerprint::Fingerprint};
+use super::{IdempotencyKey, KeyHandle, fingerprint, fingerprint::Fingerprint};
 
 /// A request whose owner has vanished, for a [recovery](super::Policy::with_recovery).
 pub struct Vanished {
@@ -19,6 +19,7 @@ pub struct Vanished {
 
 /// What a [recovery](super::Policy::with_recovery) has found.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Recovery {
     /// The request was executed, and this is its answer. It is stored, and given to everybody who asks
     /// again.
@@ -39,6 +40,11 @@ impl Vanished {
     /// vanished owner.
     pub fn child_key(&self, name: &str) -> String {
         fingerprint::child_key(&self.digest, &self.fingerprint, name)
+    }
+
+    /// By which operators find the key.
+    pub fn handle(&self) -> KeyHandle {
+        KeyHandle(self.digest)
     }
 
     /// Which attempt it was whose owner has vanished, from 1 on.

@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{Request, Response, header, request, response};
+use http::{Request, Response, StatusCode, header, request, response};
 use http_body::Body;
 use tokio::{
     sync::{mpsc, oneshot as channel},
@@ -115,6 +115,9 @@ impl Run {
         R: Body,
     {
         let shared = Arc::clone(&self.shared);
+        if shared.storage.tasks().is_abandoned() {
+            return self.turn_away(Refusal::Stopping, reply).await;
+        }
         let Ok(_permit) = shared.running.try_acquire() else {
             return self.turn_away(Refusal::Busy, reply).await;
         };
@@ -282,6 +285,14 @@ impl Run {
             Disposition::Store => self.store(parts, body, reply).await,
             Disposition::Seal => self.seal(parts, body, SealReason::ByHandler, reply).await,
             Disposition::Release => {
+                if self.shared.policy.commit_point && own.is_none() && parts.status.is_success() {
+                    event!(
+                        warn,
+                        status = parts.status.as_u16(),
+                        "a key is freed after a success: with `Policy::with_commit_point`, handlers \
+                         call `Idempotency::begin` before they do what must not be done twice"
+                    );
+                }
                 // A handler that says so itself has looked; one that was told not to begin has not.
                 match own.is_some() && !self.handle.was_refused() {
                     true => self.release().await,
@@ -316,6 +327,8 @@ impl Run {
         if is_event_stream(&parts) {
             return self.seal(parts, body, SealReason::Streaming, reply).await;
         }
+        // That of a 304 tells of the body that it stands for.
+        let length = length.filter(|_| parts.status != StatusCode::NOT_MODIFIED);
         let is_whole = |chunks: &Chunks| length.is_none_or(|length| length == chunks.length as u64);
         let mut body = Box::pin(body);
         let mut chunks = Chunks::default();

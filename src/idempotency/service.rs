@@ -14,8 +14,8 @@ use tokio::sync::oneshot as channel;
 use tower_service::Service;
 
 use super::{
-    Idempotency, IdempotencyKey, MissingScope, Outage, Outcome, ResponseBody, ResponseFuture,
-    fingerprint,
+    Idempotency, IdempotencyKey, KeyHandle, MissingScope, Outage, Outcome, ResponseBody,
+    ResponseFuture, fingerprint,
     handle::NoKey,
     judge::{Judgement, judge},
     policy::ScopeUnavailable,
@@ -332,7 +332,8 @@ async fn decide<R: Body>(
                 return Decision::Refuse(Refusal::Unknown);
             }
             Judgement::TakeOver => {
-                event!(warn, attempt = seen.record.attempt, "the owner of a key has vanished");
+                let (key, attempt) = (KeyHandle(ticket.digest), seen.record.attempt);
+                event!(warn, %key, attempt, "the owner of a key has vanished");
                 shared.take_over(ticket, &seen, shared.first_phase()).await
             }
             Judgement::Recover => match shared.take_over(ticket, &seen, Phase::Recovering).await {

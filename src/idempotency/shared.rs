@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    Policy, PolicyError,
+    KeyHandle, Policy, PolicyError,
     fingerprint::Fingerprint,
     judge::Rule,
     record::{self, Phase, Record, State},
@@ -29,6 +29,7 @@ pub(super) struct Shared {
     pub(super) detail: Name,
     pub(super) running: Arc<Semaphore>,
     pub(super) waiting: Semaphore,
+    withdrawals: Arc<Semaphore>,
     pub(super) board: Board,
 }
 
@@ -80,6 +81,7 @@ impl Shared {
             detail: Name::new("key"),
             running: Arc::new(Semaphore::new(policy.max_running.min(Semaphore::MAX_PERMITS))),
             waiting: Semaphore::new(policy.max_waiting.min(Semaphore::MAX_PERMITS)),
+            withdrawals: Arc::new(Semaphore::new(MOST_WITHDRAWALS)),
             board: Board::default(),
             storage,
             policy,
@@ -168,7 +170,8 @@ impl Shared {
             let state = State::Unknown(phase);
             self.encode(&Record { state, attempt, ..record.clone() }, &ticket.digest)
         });
-        let mut bid = Bid { claim, doubt: false, before, within: self.policy.timeout };
+        let (within, withdrawals) = (self.policy.timeout, Arc::clone(&self.withdrawals));
+        let mut bid = Bid { claim, doubt: false, before, within, withdrawals };
         let standing = match self.in_time(bid.place(when, value.clone())).await {
             // A write whose answer was lost, and which cannot be seen, may still be on its way. The
             // same once more finds it, or comes before it.
@@ -195,7 +198,8 @@ impl Shared {
         match record::decode(value, digest, max) {
             Ok(record) => Ok(Seen { record, version, age }),
             Err(error) => {
-                event!(error, ?error, "the record of an idempotency key cannot be read");
+                let key = KeyHandle(*digest);
+                event!(error, %key, ?error, "the record of an idempotency key cannot be read");
                 Err(Error::new(ErrorKind::Corrupt, "the record of the key cannot be read"))
             }
         }
@@ -211,6 +215,7 @@ struct Bid {
     /// vanished. What that may have done is not to be forgotten.
     before: Option<Bytes>,
     within: Duration,
+    withdrawals: Arc<Semaphore>,
 }
 
 impl Bid {
@@ -226,10 +231,12 @@ impl Drop for Bid {
     fn drop(&mut self) {
         if self.doubt
             && let Ok(runtime) = Handle::try_current()
+            && let Ok(permit) = Arc::clone(&self.withdrawals).try_acquire_owned()
         {
             let (claim, before, within) = (self.claim.clone(), self.before.take(), self.within);
             let (tasks, later) = (self.claim.storage.tasks().clone(), runtime.clone());
             let withdraw = async move {
+                let _permit = permit;
                 if withdraw(&claim, &before, within).await {
                     return;
                 }
@@ -283,6 +290,9 @@ where
     }
 }
 
+/// How many claims in doubt are withdrawn at once, so that an outage does not make more work than the
+/// requests themselves. A claim beyond them is judged after a lease.
+const MOST_WITHDRAWALS: usize = 256;
 /// How long it is tried to take back what may have been claimed.
 const LONGEST_DOUBT: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);

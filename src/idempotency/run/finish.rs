@@ -11,7 +11,7 @@ use http::header::LOCATION;
 use super::Run;
 use crate::{
     idempotency::{
-        Repeat, SealReason,
+        KeyHandle, Repeat, SealReason,
         record::{Phase, Record, Sealed, State, StoredResponse},
         shared::{TakenFrom, persist},
     },
@@ -43,7 +43,8 @@ impl Run {
             && (error.kind() == ErrorKind::Full || !error.is_transient())
         {
             // There is no room for the response, but for the word that there was one.
-            event!(error, %error, "the response of a request with a key could not be stored");
+            let key = self.handle.handle();
+            event!(error, %key, %error, "the response of a request with a key could not be stored");
             let (status, location) = (*status, headers.get(LOCATION).cloned());
             let reason = SealReason::OverQuota;
             record.state = State::Sealed(Sealed { status, location, reason });
@@ -53,11 +54,13 @@ impl Run {
         let finished = match finished {
             Ok(Finish::Written) => Finished::Written,
             Ok(Finish::NotOurs(entry)) => {
-                event!(warn, "an attempt was late: its key is somebody else's by now");
+                let key = self.handle.handle();
+                event!(warn, %key, "an attempt was late: its key is somebody else's by now");
                 Finished::Theirs(entry.and_then(|entry| self.theirs(entry)))
             }
             Err(error) => {
-                event!(warn, %error, "what came of a request with a key is not stored yet");
+                let key = self.handle.handle();
+                event!(warn, %key, %error, "what came of a request with a key is not stored yet");
                 self.finish_later(value);
                 Finished::Failed
             }
@@ -139,7 +142,8 @@ impl Run {
             match persist(storage, policy.timeout, policy.lease, word).await {
                 Some(()) => shared.board.tell(&digest),
                 None => {
-                    event!(error, "what came of a request with a key is not stored");
+                    let key = KeyHandle(digest);
+                    event!(error, %key, "what came of a request with a key is not stored");
                     if storage.tasks().is_abandoned() {
                         storage.tasks().note_stopped();
                     }
