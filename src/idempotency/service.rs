@@ -255,11 +255,15 @@ impl Shared {
         let head = RequestHead::from_parts(parts);
         let target = head.target();
         let path = target.path();
-        let own_path = self.policy.per_route.then_some(path);
+        // Method and path are hashed once, wherever they count.
+        let (of_key, of_payload) = match self.policy.per_route {
+            true => (Some(path), None),
+            false => (None, Some(path)),
+        };
         let name = self.namespace.as_str();
         Ticket {
-            digest: fingerprint::key_digest(name, &scope, &parts.method, own_path, key),
-            fingerprint: self.policy.fingerprint.of(head, path, target.query(), body),
+            digest: fingerprint::key_digest(name, &scope, &parts.method, of_key, key),
+            fingerprint: self.policy.fingerprint.of(head, of_payload, target.query(), body),
             label: format!("{} {path}", parts.method).into(),
             scope,
         }
