@@ -193,7 +193,9 @@ where
         Decision::Run(claimed, recovers) => {
             let run = Run::new(&shared, ticket, key, claimed);
             let (reply, answer) = channel::channel();
-            drop(shared.storage.tasks().spawn(run.execute(inner, parts, body, recovers, reply)));
+            // In a box, as it is large, and a spawned future is moved a dozen times.
+            let execution = Box::pin(run.execute(inner, parts, body, recovers, reply));
+            drop(shared.storage.tasks().spawn(execution));
             // Without a reply the task has panicked, or its runtime has come to its end.
             answer.await.unwrap_or_else(|_| Ok(refuse(&shared.policy, &Refusal::Panicked)))
         }
