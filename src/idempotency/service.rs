@@ -266,7 +266,7 @@ impl Shared {
         Ticket {
             digest: fingerprint::key_digest(name, &scope, &parts.method, of_key, key),
             fingerprint: self.policy.fingerprint.of(head, of_payload, target.query(), body),
-            label: format!("{} {path}", parts.method).into(),
+            label: [parts.method.as_str(), " ", path].concat().into(),
             scope,
         }
     }

@@ -37,10 +37,11 @@ impl Run {
     /// Stores what came of the request.
     pub(super) async fn finish(&self, state: State) -> Finished {
         let (shared, digest) = (&self.shared, &self.ticket.digest);
-        let mut value = shared.encode(&self.last(state.clone()), digest);
+        let last = self.last(state);
+        let mut value = shared.encode(&last, digest);
         let mut finished = shared.in_time(self.hold.finish(value.clone())).await;
         if let (Err(error), State::Done(StoredResponse { status, headers, .. })) =
-            (&finished, &state)
+            (&finished, &last.state)
             && (error.kind() == ErrorKind::Full || !error.is_transient())
         {
             // There is no room for the response, but for the word that there was one.
