@@ -52,6 +52,11 @@ pub struct Contestant {
 }
 
 impl Contestant {
+    /// As a profiler's command line has it.
+    pub fn name(&self) -> String {
+        format!("{}, {}", self.question.name(), self.keeper)
+    }
+
     /// One request, its response read.
     pub async fn send(&mut self) -> StatusCode {
         self.turn += 1;

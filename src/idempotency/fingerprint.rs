@@ -8,8 +8,10 @@ use sha2::{Digest as _, Sha256};
 use super::IdempotencyKey;
 use crate::{RequestHead, storage::Identity};
 
-/// Fingerprints of another version never match: it changes with what is hashed.
-const VERSION: u8 = 1;
+/// The first byte of what is hashed. It changes with what follows, so that hashes of another kind or
+/// version never match.
+const FINGERPRINT: u8 = 1;
+const KEY: u8 = 2;
 
 /// The SHA-256 of what the rules choose of a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -148,17 +150,20 @@ impl FingerprintRules {
     }
 
     /// The fingerprint of a request. `path` and `query` are those that the client sent, which those
-    /// of the head need not be.
+    /// of the head need not be. Without a path the method is left out, too: both belong to the
+    /// [digest](key_digest) then, and another path is another key anyway.
     pub(super) fn of(
         &self,
         head: RequestHead<'_>,
-        path: &str,
+        path: Option<&str>,
         query: Option<&str>,
         body: &[u8],
     ) -> Fingerprint {
-        let mut parts = Parts(Sha256::new_with_prefix([VERSION]));
-        parts.push(b'm', head.method().as_str().as_bytes());
-        parts.push(b'p', path.as_bytes());
+        let mut parts = Parts(Sha256::new_with_prefix([FINGERPRINT]));
+        if let Some(path) = path {
+            parts.push(b'm', head.method().as_str().as_bytes());
+            parts.push(b'p', path.as_bytes());
+        }
         match (self.query, query) {
             (Query::Raw, Some(query)) => parts.push(b'q', query.as_bytes()),
             (Query::Sorted, Some(query)) => parts.push_sorted(b'q', query),
@@ -213,13 +218,20 @@ fn essence(content_type: &HeaderValue) -> &[u8] {
 
 /// Hashes parts, each after its kind and its length, so that no two lists of parts are one input. A
 /// part that is absent leaves no trace, which an empty one does.
+///
+/// What stands before a part is short, for every 64 bytes cost as much as all the rest of a lookup.
 struct Parts(Sha256);
 
 impl Parts {
-    fn begin(&mut self, kind: u8, length: usize) {
-        let mut prefix = [kind; 9];
-        prefix[1..].copy_from_slice(&(length as u64).to_be_bytes());
-        self.0.update(prefix);
+    /// The length has seven bits a byte, the lowest first.
+    fn begin(&mut self, kind: u8, mut length: usize) {
+        let (mut prefix, mut end) = ([kind; 11], 1);
+        while length >= 0x80 {
+            prefix[end] = length as u8 | 0x80;
+            (length, end) = (length >> 7, end + 1);
+        }
+        prefix[end] = length as u8;
+        self.0.update(&prefix[..=end]);
     }
 
     fn push(&mut self, kind: u8, part: &[u8]) {
@@ -270,7 +282,7 @@ pub(super) fn key_digest(
     path: Option<&str>,
     key: &IdempotencyKey,
 ) -> [u8; 32] {
-    let mut parts = Parts(Sha256::new_with_prefix(b"tower-keep idempotency key v1\0"));
+    let mut parts = Parts(Sha256::new_with_prefix([KEY]));
     parts.push(b'n', name.as_bytes());
     parts.push(b's', scope.as_bytes());
     if let Some(path) = path {
@@ -345,7 +357,12 @@ mod tests {
                 request = request.header(*name, value);
             }
             let request = request.body(()).unwrap();
-            rules.of(RequestHead::new(&request), &self.path, self.query.as_deref(), &self.body)
+            rules.of(
+                RequestHead::new(&request),
+                Some(&self.path),
+                self.query.as_deref(),
+                &self.body,
+            )
         }
     }
 
@@ -385,12 +402,12 @@ mod tests {
         let least = new().without_query().without_content_type().without_body();
         let full = new().with_sorted_query().add_header(name("x-a")).add_header(name("x-b"));
         for (rules, expected) in [
-            (new(), "3526e2246720a687f88fb324e391928129af3df8748dc5cea2091f7a362d12a2"),
-            (least, "f4ca804a6cba3b3cc12fc2cfefcf3ed20d0ec54dd6f8f61751b9845428c59bbb"),
-            (full, "e4babadd39ec8419a141c2b1dc1cce9ddcf7a4d6f983ab1bd7f6f57a08d86260"),
+            (new(), "af59d10477c1acc5fe6404462048b6443671eb9554e70b274a03810212337caa"),
+            (least, "61e0ca8729a3b292ff76737a275250a882e354c95fb2d9583311b1cb4caf0c4a"),
+            (full, "97417a1e92ace8da518aa7a9b60445f9309302388b79223f875c9532723670ac"),
             (
                 new().with_custom(|_, _| b"same".to_vec()),
-                "327133288cc57a77a48bd8af093f27477eec6c082c3e0bc85ba52d7053889a9a",
+                "36f3bf4de5142eb4f1de287c5991f2694ffa76b8901692f65cb12e373ad21ea4",
             ),
         ] {
             let sent = Sent::with(|sent| {
@@ -575,11 +592,11 @@ mod tests {
             |path| hex(key_digest("payments", &Identity::new("user 7"), &Method::POST, path, &key));
         assert_eq!(
             digest(Some("/orders")),
-            "b8113699bc66b50a18a0344d10f39f63301e154ba41b006988cb581a6bde47b8"
+            "b5fe0f1922066fc4d323198d487e286b5eca1c005147851a5050409d759011d4"
         );
         assert_eq!(
             digest(None),
-            "cbbfeddfb952fec4d875574b36e930f04a4c7e25af645c5e3113e0beabadaf5a"
+            "3314a0dd59f78adedc3b1ec6b652b154ece87ae5857b5f87094e2263ab934350"
         );
     }
 
@@ -694,7 +711,7 @@ mod tests {
                 request.headers_mut().append(header::CONTENT_TYPE, line);
             }
             let rules = FingerprintRules::new().with_sorted_query();
-            let of = || rules.of(RequestHead::new(&request), "", query.as_deref(), &body);
+            let of = || rules.of(RequestHead::new(&request), Some(""), query.as_deref(), &body);
             prop_assert_eq!(of(), of());
         }
     }

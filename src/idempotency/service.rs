@@ -198,7 +198,9 @@ where
         Decision::Run(claimed, recovers) => {
             let run = Run::new(&shared, ticket, key, claimed);
             let (reply, answer) = channel::channel();
-            drop(shared.storage.tasks().spawn(run.execute(inner, parts, body, recovers, reply)));
+            // In a box, as it is large, and a spawned future is moved a dozen times.
+            let execution = Box::pin(run.execute(inner, parts, body, recovers, reply));
+            drop(shared.storage.tasks().spawn(execution));
             // Without a reply the task has panicked, or its runtime has come to its end.
             answer.await.unwrap_or_else(|_| Ok(refuse(&shared.policy, &Refusal::Panicked)))
         }
@@ -260,12 +262,16 @@ impl Shared {
         let head = RequestHead::from_parts(parts);
         let target = head.target();
         let path = target.path();
-        let own_path = self.policy.per_route.then_some(path);
+        // Method and path are hashed once, wherever they count.
+        let (of_key, of_payload) = match self.policy.per_route {
+            true => (Some(path), None),
+            false => (None, Some(path)),
+        };
         let name = self.namespace.as_str();
         Ticket {
-            digest: fingerprint::key_digest(name, &scope, &parts.method, own_path, key),
-            fingerprint: self.policy.fingerprint.of(head, path, target.query(), body),
-            label: format!("{} {path}", parts.method).into(),
+            digest: fingerprint::key_digest(name, &scope, &parts.method, of_key, key),
+            fingerprint: self.policy.fingerprint.of(head, of_payload, target.query(), body),
+            label: [parts.method.as_str(), " ", path].concat().into(),
             scope,
         }
     }

@@ -159,7 +159,12 @@ impl Hold {
     }
 
     pub(crate) fn lose(&self) {
-        self.known.send_modify(|known| known.deadline = known.deadline.min(Instant::now()));
+        let now = Instant::now();
+        self.known.send_if_modified(|known| {
+            let lies_ahead = known.deadline > now;
+            known.deadline = known.deadline.min(now);
+            lies_ahead
+        });
     }
 
     /// Writes what remains of the claim, also when its lease is over: nobody else's is overwritten.
@@ -174,7 +179,11 @@ impl Hold {
         let version = self.known.borrow().version;
         let finish = match self.claim.write(When::Version(version), value).await? {
             Standing::Ours(grant) => {
-                self.known.send_modify(|known| known.version = known.version.max(grant.version));
+                // Nobody waits for another version.
+                self.known.send_if_modified(|known| {
+                    known.version = known.version.max(grant.version);
+                    false
+                });
                 Finish::Written
             }
             Standing::NotOurs(entry) => Finish::NotOurs(entry),

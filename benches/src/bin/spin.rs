@@ -1,7 +1,7 @@
 //! Sends requests through one contestant, to be watched by a profiler:
 //! `valgrind --tool=callgrind target/release/spin "tower-keep, all headers" 20000`.
 
-use tower_keep_benches::{cache, contestants, session};
+use tower_keep_benches::{cache, contestants, idempotency, session};
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -21,6 +21,14 @@ fn main() {
         {
             for turn in 0..requests {
                 contestant.send(turn).await;
+            }
+            return;
+        }
+        if let Some(mut contestant) =
+            idempotency::contestants().into_iter().find(|one| one.name() == name)
+        {
+            for _ in 0..requests {
+                contestant.send().await;
             }
             return;
         }
