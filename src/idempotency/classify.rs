@@ -25,7 +25,6 @@ use crate::head::Names;
 /// # let _ = order;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Disposition {
     /// The answer is kept and replayed.
     Store,
