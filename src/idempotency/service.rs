@@ -31,6 +31,8 @@ use crate::{
     storage::{ErrorKind, Identity},
 };
 
+/// How many questions in a row a waiting duplicate asks in vain.
+const MOST_UNHEARD: u32 = 2;
 /// How often a key is asked for that ends just then.
 const MOST_VAIN: u32 = 8;
 
@@ -293,7 +295,7 @@ async fn decide<R: Body>(
 ) -> Decision<R> {
     let mut found = shared.claim(ticket).await;
     let mut wait: Option<Queue<'_>> = None;
-    let mut vain = 0;
+    let (mut vain, mut unheard) = (0, 0);
     let mut seen_one = false;
     loop {
         let seen = match found {
@@ -310,9 +312,11 @@ async fn decide<R: Body>(
                 return Decision::Refuse(Refusal::Unreadable);
             }
             Err(error) => {
-                // Who waits has time to ask again.
+                // Who waits has time to ask again, but not for the length of an outage.
+                unheard += 1;
                 if let Some(queue) = &mut wait
                     && error.is_transient()
+                    && unheard <= MOST_UNHEARD
                     && queue.pause(Duration::MAX).await
                 {
                     found = shared.claim(ticket).await;
@@ -326,7 +330,7 @@ async fn decide<R: Body>(
                 };
             }
         };
-        seen_one = true;
+        (seen_one, unheard) = (true, 0);
         found = match judge(&seen.record, seen.age, &ticket.fingerprint, shared.rule()) {
             Judgement::Mismatch => return Decision::Refuse(Refusal::Mismatch),
             Judgement::Replay => return Decision::Answer(replayed(seen.record)),

@@ -499,7 +499,7 @@ async fn stopped(setup: Setup) {
     assert_eq!(history.attempts().max(), Some(2), "{what}");
     match setup.commit_point {
         // It was told not to begin.
-        true => assert_eq!(late, Step::Answered(Answer::Own("409 ".to_owned())), "{what}"),
+        true => assert_eq!(late, Step::Answered(Answer::Own("409 in-flight".to_owned())), "{what}"),
         // All are told the same.
         false => assert_eq!(late, Step::Answered(last.clone()), "{what}"),
     }
