@@ -129,6 +129,7 @@ impl Claim {
     }
 
     /// Puts another value in the place of what bears the token, and says whether there was something.
+    #[cfg(feature = "idempotency")]
     pub(crate) async fn replace(&self, value: Bytes) -> Result<bool> {
         let found = self.storage.get(&self.key, Get::new()).await?.entry;
         let Some(entry) = found.filter(|entry| self.is_own(entry)) else { return Ok(false) };

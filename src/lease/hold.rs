@@ -154,6 +154,7 @@ impl Hold {
         answer
     }
 
+    #[cfg(feature = "idempotency")]
     pub(crate) fn is_over(&self) -> bool {
         self.deadline() <= Instant::now()
     }
