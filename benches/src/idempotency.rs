@@ -1,6 +1,8 @@
 //! The contestants of the figures of idempotency keys: one route that takes a payment, asked in
 //! several ways.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use axum::{
     Router,
     body::{Body, Bytes},
@@ -44,14 +46,21 @@ impl Question {
 }
 
 /// A question, and who is asked.
+#[derive(Clone)]
 pub struct Contestant {
     pub question: Question,
     pub keeper: &'static str,
     app: Router,
-    turn: u64,
 }
 
+/// Tells first calls from one another.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
 impl Contestant {
+    pub fn new(question: Question, keeper: &'static str, app: Router) -> Self {
+        Self { question, keeper, app }
+    }
+
     /// As a profiler's command line has it.
     pub fn name(&self) -> String {
         format!("{}, {}", self.question.name(), self.keeper)
@@ -59,13 +68,12 @@ impl Contestant {
 
     /// One request, its response read.
     pub async fn send(&mut self) -> StatusCode {
-        self.turn += 1;
         let request = Request::post("/payments").header("content-type", "application/json");
         let request = match self.question {
             Question::WithoutKey => request,
             // As long as a UUID.
             Question::First => {
-                let key = format!("8e03978e-40d5-43e8-bc93-{:012x}", self.turn);
+                let key = format!("8e03978e-40d5-43e8-bc93-{:012x}", NEXT.fetch_add(1, Relaxed));
                 request.header("idempotency-key", key)
             }
             Question::Replay => {
@@ -81,7 +89,7 @@ impl Contestant {
     }
 }
 
-fn route() -> Router {
+pub fn route() -> Router {
     Router::new().route(
         "/payments",
         post(|body: Bytes| async move {
@@ -106,7 +114,7 @@ pub fn contestants() -> Vec<Contestant> {
             (NOOP, route().layer(Noop)),
             (KEEP, route().layer(layer(MemoryStorage::new()))),
         ];
-        all.extend(apps.map(|(keeper, app)| Contestant { question, keeper, app, turn: 0 }));
+        all.extend(apps.map(|(keeper, app)| Contestant::new(question, keeper, app)));
     }
     all
 }
