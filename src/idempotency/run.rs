@@ -245,15 +245,14 @@ impl Run {
         own: Option<Disposition>,
         usual: impl FnOnce() -> Disposition,
     ) -> Disposition {
-        let begun = self.handle.has_begun();
         if let Some(own) = own {
             return own;
         }
-        if self.shared.policy.commit_point && !begun {
+        if self.shared.policy.commit_point && self.handle.close() {
             return Disposition::Release;
         }
         match usual() {
-            Disposition::Release if !begun => Disposition::Release,
+            Disposition::Release if self.handle.close() => Disposition::Release,
             _ if self.handle.is_sealed() => Disposition::Seal,
             Disposition::Release => Disposition::Store,
             kept => kept,
