@@ -233,6 +233,20 @@ async fn a_key_can_be_kept_for_ever() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn operators_see_a_key_whose_recovery_could_not_hand_over_to_the_handler() {
+    let policy = most().with_recovery(|_| async { Recovery::NotExecuted });
+    let memory = MemoryStorage::new();
+    vanish(&memory, policy.clone(), "").await;
+    let staged = Staged::new(&memory);
+    let till = Till::counting(staged.clone(), policy);
+    // After the look and the take-over.
+    staged.plan(2, Fate::MuteBefore);
+    assert_eq!(short(&till.charge("a-key", "").await), (503, false, "unavailable".into()));
+    assert_eq!((left(&memory).await, till.executions()), (Left::Unknown, 0));
+    assert_eq!(listed(&till.layer).await.len(), 1);
+}
+
 /// Handlers that nobody may cancel half-way do their work in a task of their own. Either that may begin,
 /// or the key is freed, for there was nothing begun; never both.
 #[tokio::test(start_paused = true)]
