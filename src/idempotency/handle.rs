@@ -4,7 +4,7 @@ use std::{
     fmt,
     future::Future,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
 };
@@ -67,10 +67,36 @@ pub(super) struct Inner {
     record: Record,
     /// `None` while the storage is away, and the policy lets the handler run.
     hold: Option<Arc<Hold>>,
-    begun: AtomicBool,
+    start: Mutex<Start>,
     /// The handler was told not to begin.
     refused: AtomicBool,
     sealed: AtomicBool,
+}
+
+/// Whether the handler has begun. A task that the handler has left behind may ask to, just when the key
+/// is to be freed as nothing was begun: only one of the two gets its way.
+#[derive(Default)]
+struct Start {
+    begun: bool,
+    /// How many calls ask the storage.
+    asking: usize,
+    /// The key is being freed.
+    closed: bool,
+}
+
+/// A call that asks the storage whether the handler may begin.
+struct Asking<'a>(&'a Inner);
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.start().asking -= 1;
+    }
+}
+
+impl Inner {
+    fn start(&self) -> MutexGuard<'_, Start> {
+        self.start.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Among the extensions of a request, the handles of layers further out than the innermost.
@@ -89,14 +115,13 @@ impl Idempotency {
         record: Record,
         hold: Option<Arc<Hold>>,
     ) -> Self {
-        let begun = matches!(record.state, State::Pending(Phase::AfterCommit));
         let inner = Inner {
             shared,
             key,
             digest: ticket.digest,
             record,
             hold,
-            begun: begun.into(),
+            start: Mutex::default(),
             refused: false.into(),
             sealed: false.into(),
         };
@@ -175,19 +200,29 @@ impl Idempotency {
     pub async fn begin(&self) -> Result<(), BeginError> {
         let inner = &self.inner;
         let Some(hold) = &inner.hold else { return Ok(()) };
-        if inner.begun.load(SeqCst) {
-            return Ok(());
-        }
+        let asking = {
+            let mut start = inner.start();
+            if start.begun {
+                return Ok(());
+            }
+            if start.closed {
+                inner.refused.store(true, SeqCst);
+                return Err(BeginError { kind: BeginErrorKind::Lost });
+            }
+            start.asking += 1;
+            Asking(inner)
+        };
         let record = Record { state: State::Pending(Phase::AfterCommit), ..inner.record.clone() };
         let value = inner.shared.encode(&record, &inner.digest);
         let kind = match inner.shared.in_time(hold.change(value)).await {
             Ok(Extension::Extended) => {
-                inner.begun.store(true, SeqCst);
+                inner.start().begun = true;
                 return Ok(());
             }
             Ok(Extension::Lost) => BeginErrorKind::Lost,
             Err(error) => BeginErrorKind::Unavailable(error),
         };
+        drop(asking);
         inner.refused.store(true, SeqCst);
         Err(BeginError { kind })
     }
@@ -223,8 +258,11 @@ impl Idempotency {
         }
     }
 
-    pub(super) fn has_begun(&self) -> bool {
-        self.inner.begun.load(SeqCst)
+    /// Says whether the handler has not begun, and is not about to; if so, it never will.
+    pub(super) fn close(&self) -> bool {
+        let mut start = self.inner.start();
+        start.closed |= !start.begun && start.asking == 0;
+        start.closed
     }
 
     pub(super) fn was_refused(&self) -> bool {

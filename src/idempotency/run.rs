@@ -141,16 +141,21 @@ impl Run {
                 // The body, and what the policy is made of, may panic as well.
                 let answered = AssertUnwindSafe(self.answered(response, reply)).catch_unwind();
                 if answered.await.is_err() && !self.is_over.load(SeqCst) {
-                    self.failed().await;
+                    // The handler has come to its end: what fails since does not free the key.
+                    let kept = match self.shared.policy.failure {
+                        Disposition::Store if !self.handle.is_sealed() => Disposition::Store,
+                        _ => Disposition::Seal,
+                    };
+                    self.failed(Some(kept)).await;
                 }
             }
             Ok(Ok(Err(error))) => {
-                self.failed().await;
+                self.failed(None).await;
                 let _ = reply.send(Err(error));
             }
             // In a task, where it ends no connection.
             Ok(Err(_panic)) => {
-                self.failed().await;
+                self.failed(None).await;
                 let _ = reply.send(Ok(refuse(&shared.policy, &Refusal::Panicked)));
             }
             Err(Abandoned) => {
@@ -209,7 +214,7 @@ impl Run {
                     }
                     Ok(Extension::Lost) => Refusal::InFlight,
                     Err(_) => {
-                        self.finish(State::Unknown(Phase::Recovering)).await;
+                        self.mark_unknown(Phase::Recovering).await;
                         Refusal::Unavailable
                     }
                 }
@@ -245,15 +250,14 @@ impl Run {
         own: Option<Disposition>,
         usual: impl FnOnce() -> Disposition,
     ) -> Disposition {
-        let begun = self.handle.has_begun();
         if let Some(own) = own {
             return own;
         }
-        if self.shared.policy.commit_point && !begun {
+        if self.shared.policy.commit_point && self.handle.close() {
             return Disposition::Release;
         }
         match usual() {
-            Disposition::Release if !begun => Disposition::Release,
+            Disposition::Release if self.handle.close() => Disposition::Release,
             _ if self.handle.is_sealed() => Disposition::Seal,
             Disposition::Release => Disposition::Store,
             kept => kept,
@@ -261,10 +265,10 @@ impl Run {
     }
 
     /// The handler has panicked, or its service has given an error.
-    async fn failed(&self) {
+    async fn failed(&self, own: Option<Disposition>) {
         let failure = Refusal::Panicked.to_response(&self.shared.policy);
         let (parts, body) = failure.into_parts();
-        match self.disposition(None, || self.shared.policy.failure) {
+        match self.disposition(own, || self.shared.policy.failure) {
             Disposition::Store => {
                 let stored = self.stored_response(&parts, body);
                 self.finish(State::Done(stored)).await;

@@ -321,6 +321,34 @@ async fn what_panics_is_kept_and_takes_nothing_with_it() {
     }
 }
 
+/// Handlers that do nothing if they fail are said to: not those that have answered.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_panics_does_not_free_the_key_of_a_handler_that_has_answered() {
+    for later in [false, true] {
+        for says_so in [false, true] {
+            let mut policy = Policy::scope_public()
+                .with_repeat(Repeat::AtMostOnce)
+                .with_failure(Disposition::Release);
+            if says_so {
+                policy = policy.with_commit_point();
+            }
+            let till = Till::new(MemoryStorage::new(), policy, move |_, _| async move {
+                let mut response = Response::new(axum::body::Body::new(Bad { pieces: 1, later }));
+                if says_so {
+                    response.extensions_mut().insert(Disposition::Store);
+                }
+                response
+            });
+            let first = till.router.clone().oneshot(charge("a-key", "")).await.unwrap();
+            let _ = first.into_body().collect().await;
+            sleep(SETTLED).await;
+            let next = short(&till.charge("a-key", "").await);
+            assert_eq!(next, (409, false, "response-not-retained".into()), "{later}, {says_so}");
+            assert_eq!(till.executions(), 1);
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_panic_before_the_commit_point_frees_the_key() {
     let memory = MemoryStorage::new();

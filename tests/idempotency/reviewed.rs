@@ -232,3 +232,64 @@ async fn a_key_can_be_kept_for_ever() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn operators_see_a_key_whose_recovery_could_not_hand_over_to_the_handler() {
+    let policy = most().with_recovery(|_| async { Recovery::NotExecuted });
+    let memory = MemoryStorage::new();
+    vanish(&memory, policy.clone(), "").await;
+    let staged = Staged::new(&memory);
+    let till = Till::counting(staged.clone(), policy);
+    // After the look and the take-over.
+    staged.plan(2, Fate::MuteBefore);
+    assert_eq!(short(&till.charge("a-key", "").await), (503, false, "unavailable".into()));
+    assert_eq!((left(&memory).await, till.executions()), (Left::Unknown, 0));
+    assert_eq!(listed(&till.layer).await.len(), 1);
+}
+
+/// Handlers that nobody may cancel half-way do their work in a task of their own. Either that may begin,
+/// or the key is freed, for there was nothing begun; never both.
+#[tokio::test(start_paused = true)]
+async fn a_key_is_not_freed_under_a_task_that_is_about_to_begin() {
+    for stopped in [false, true] {
+        for fate in [Fate::HeldBefore, Fate::HeldAfter] {
+            let charged = Arc::new(Mutex::new(0));
+            let memory = MemoryStorage::new();
+            let staged = Staged::new(&memory);
+            let storage = staged.clone().erase();
+            let (notes, policy) = (Arc::clone(&charged), most().with_commit_point());
+            let till = Till::new(storage.clone(), policy, move |_, request| {
+                let attempt = request.extensions().get::<Idempotency>().unwrap().clone();
+                let notes = Arc::clone(&notes);
+                let work = tokio::spawn(async move {
+                    attempt.begin().await.unwrap();
+                    *notes.lock().unwrap() += 1;
+                });
+                async move {
+                    match stopped {
+                        true => work.await.unwrap(),
+                        false => tokio::task::yield_now().await,
+                    }
+                    StatusCode::UNPROCESSABLE_ENTITY.into_response()
+                }
+            });
+            // After the claim the handler begins.
+            staged.plan(1, fate);
+            let first = tokio::spawn({
+                let till = till.clone();
+                async move { till.charge("a-key", "").await }
+            });
+            staged.reached().await;
+            if stopped {
+                let _ = storage.shutdown(Duration::from_millis(10)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            staged.release();
+            first.await.unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            assert_eq!(*charged.lock().unwrap(), 1, "{fate:?}, {stopped}");
+            till.charge("a-key", "").await;
+            assert_eq!(till.executions(), 1, "{fate:?}, {stopped}");
+        }
+    }
+}

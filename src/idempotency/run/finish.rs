@@ -101,10 +101,10 @@ impl Run {
 
     /// The handler was stopped, as the process ends.
     pub(super) async fn give_up(&self) {
-        match (self.shared.policy.commit_point, self.handle.has_begun()) {
-            (true, false) => self.step_back(self.record.attempt).await,
-            (_, true) => self.mark_unknown(Phase::AfterCommit).await,
-            (false, false) => self.mark_unknown(self.shared.first_phase()).await,
+        match (self.shared.policy.commit_point, self.handle.close()) {
+            (true, true) => self.step_back(self.record.attempt).await,
+            (_, false) => self.mark_unknown(Phase::AfterCommit).await,
+            (false, true) => self.mark_unknown(self.shared.first_phase()).await,
         }
     }
 
