@@ -195,9 +195,12 @@ impl Run {
             Recovery::Completed(response) => {
                 let (parts, body) = response.into_parts();
                 let stored = self.stored_response(&parts, body.clone());
-                self.finish(State::Done(stored)).await;
-                let response = Response::from_parts(parts, body);
-                let _ = reply.send(Ok(reply::own(response, Outcome::Recovered)));
+                let answer = match self.finish(State::Done(stored)).await {
+                    // Somebody else has said what came of it. All are to be told the same.
+                    Finished::Theirs(Some(stored)) => replay(stored),
+                    _ => reply::own(Response::from_parts(parts, body), Outcome::Recovered),
+                };
+                let _ = reply.send(Ok(answer));
                 return None;
             }
             Recovery::NotExecuted => {

@@ -61,7 +61,7 @@ impl Run {
             Err(error) => {
                 let key = self.handle.handle();
                 event!(warn, %key, %error, "what came of a request with a key is not stored yet");
-                self.finish_later(value);
+                self.finish_later(value, matches!(record.state, State::Unknown(_)));
                 Finished::Failed
             }
         };
@@ -74,7 +74,7 @@ impl Run {
         if let Err(error) = self.shared.in_time(self.hold.clear()).await {
             event!(warn, %error, "a key is not free yet");
             let hold = Arc::clone(&self.hold);
-            self.repeat(move || {
+            self.repeat(false, move || {
                 let hold = Arc::clone(&hold);
                 async move { hold.clear().await.map(drop) }
             });
@@ -123,16 +123,16 @@ impl Run {
         }
     }
 
-    fn finish_later(&self, value: Bytes) {
+    fn finish_later(&self, value: Bytes, is_unknown: bool) {
         let hold = Arc::clone(&self.hold);
-        self.repeat(move || {
+        self.repeat(is_unknown, move || {
             let (hold, value) = (Arc::clone(&hold), value.clone());
             async move { hold.finish(value).await.map(drop) }
         });
     }
 
     /// Tries again in the background for the rest of a lease. After that the owner counts as vanished.
-    fn repeat<F>(&self, word: impl FnMut() -> F + Send + 'static)
+    fn repeat<F>(&self, is_unknown: bool, word: impl FnMut() -> F + Send + 'static)
     where
         F: Future<Output = Result<()>> + Send,
     {
@@ -140,7 +140,12 @@ impl Run {
         let repeat = async move {
             let (storage, policy) = (&shared.storage, &shared.policy);
             match persist(storage, policy.timeout, policy.lease, word).await {
-                Some(()) => shared.board.tell(&digest),
+                Some(()) => {
+                    shared.board.tell(&digest);
+                    if is_unknown {
+                        shared.enlist(&digest).await;
+                    }
+                }
                 None => {
                     let key = KeyHandle(digest);
                     event!(error, %key, "what came of a request with a key is not stored");
