@@ -4,6 +4,7 @@ mod choices;
 mod error;
 mod scope;
 
+use self::error::MOST_IN_FLIGHT;
 pub(super) use self::scope::{Scope, ScopeUnavailable};
 pub use self::{
     choices::{InFlight, MissingScope, Outage, Repeat},
@@ -32,8 +33,6 @@ const DAY: Duration = Duration::from_secs(24 * 3_600);
 
 /// Below this, what is kept back for clocks and timers would be most of the lease.
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
-/// As many as an exact counter can hold.
-const MOST_IN_FLIGHT: u32 = 1_000;
 
 type RecoveryFuture = Pin<Box<dyn Future<Output = Recovery> + Send>>;
 pub(super) type Recover = dyn Fn(Vanished) -> RecoveryFuture + Send + Sync;

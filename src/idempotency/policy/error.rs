@@ -2,7 +2,8 @@
 
 use std::{fmt, time::Duration};
 
-use super::MOST_IN_FLIGHT;
+/// As many as an exact counter can hold.
+pub(super) const MOST_IN_FLIGHT: u32 = 1_000;
 
 /// Why a [`Policy`](super::Policy) cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
