@@ -240,7 +240,10 @@ impl Model {
                 let owner = Owner { id, payload, attempt, begun: false, vain, stepped_back };
                 vec![Model { state: State::Pending(owner), fence }]
             }
-            (Act::Unclaim { id }, State::Pending(owner)) if owner.id == *id && owner.vain => {
+            // Also where somebody has marked it as unknown: its owner knows that nothing was done.
+            (Act::Unclaim { id }, State::Pending(owner) | State::Unknown(owner))
+                if owner.id == *id && owner.vain =>
+            {
                 to(match owner.attempt {
                     1 => State::Absent,
                     // What was there before it must not be forgotten.
@@ -547,7 +550,7 @@ struct Search<'a> {
 }
 
 /// How many positions are looked at before the test gives up, which is a failure.
-const MOST: usize = 200_000;
+const MOST: usize = 1_000_000;
 
 impl Search<'_> {
     fn run(mut self) -> Result<(), String> {
