@@ -181,15 +181,16 @@ impl Run {
     ) -> Option<Reply<R, E>> {
         let shared = Arc::clone(&self.shared);
         let policy = &shared.policy;
-        let recovery = match (&policy.recover, self.vanished(parts, body)) {
-            (Some(recover), vanished) => {
+        let recovery = match &policy.recover {
+            Some(recover) => {
+                let vanished = self.vanished(parts, body);
                 let asked = AssertUnwindSafe(async { recover(vanished).await }).catch_unwind();
                 match self.alive(asked).await {
                     Ok(recovery) => recovery.unwrap_or(Recovery::Unknown),
                     Err(Abandoned) => Recovery::Unknown,
                 }
             }
-            (None, _) => Recovery::Unknown,
+            None => Recovery::Unknown,
         };
         let refusal = match recovery {
             Recovery::Completed(response) => {
