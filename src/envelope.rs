@@ -7,7 +7,7 @@ pub(crate) mod body;
 pub(crate) mod names;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// Why the bytes under a key are not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,14 @@ pub(crate) enum DecodeError {
     Damaged,
     /// The body is larger than the reader takes.
     TooLarge,
+}
+
+/// Whether `Connection` declares the field to concern one connection only (RFC 9110, section 7.6.1).
+pub(crate) fn is_named_by_connection(name: &HeaderName, headers: &HeaderMap) -> bool {
+    headers.get_all(header::CONNECTION).iter().any(|line| {
+        let mut options = line.as_bytes().split(|&byte| byte == b',');
+        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
+    })
 }
 
 /// About how much room the fields take.

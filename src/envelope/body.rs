@@ -16,7 +16,6 @@ const LEVEL: i32 = 3;
 
 /// How to compress bodies.
 #[cfg(feature = "zstd")]
-#[cfg_attr(not(feature = "cache"), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Compression {
     /// Of zstd.
@@ -26,7 +25,6 @@ pub(crate) struct Compression {
 }
 
 #[cfg(feature = "zstd")]
-#[cfg_attr(not(feature = "cache"), allow(dead_code))]
 impl Compression {
     /// Of bodies of at least that many bytes.
     pub(crate) const fn at_least(minimum: usize) -> Self {

@@ -10,6 +10,8 @@
 
 use http::{HeaderMap, HeaderName, header};
 
+use crate::envelope::is_named_by_connection;
+
 /// Which fields are kept beyond, or fewer than, what is right for all.
 #[derive(Debug, Clone, Default)]
 pub(super) struct HeaderRules {
@@ -109,14 +111,6 @@ fn belongs_to_one_exchange(name: &HeaderName) -> bool {
     const FAMILIES: [&str; 6] =
         ["access-control-", "proxy-", "ratelimit-", "x-b3-", "x-rate-limit-", "x-ratelimit-"];
     exactly || FAMILIES.iter().any(|family| name.starts_with(family))
-}
-
-/// Whether `Connection` declares the field to concern one connection only (RFC 9110, section 7.6.1).
-fn is_named_by_connection(name: &HeaderName, headers: &HeaderMap) -> bool {
-    headers.get_all(header::CONNECTION).iter().any(|line| {
-        let mut options = line.as_bytes().split(|&byte| byte == b',');
-        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
-    })
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::{Rules, date};
+use crate::envelope::is_named_by_connection;
 
 /// What concerns one connection, or is made anew for every answer.
 fn is_stored(name: &HeaderName, rules: &Rules) -> bool {
@@ -39,14 +40,6 @@ fn describes_content(name: &HeaderName) -> bool {
             | "etag"
             | "repr-digest"
     )
-}
-
-/// Whether `Connection` declares the field to concern one connection only (RFC 9110, section 7.6.1).
-fn is_named_by_connection(name: &HeaderName, headers: &HeaderMap) -> bool {
-    headers.get_all(header::CONNECTION).iter().any(|line| {
-        let mut options = line.as_bytes().split(|&byte| byte == b',');
-        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
-    })
 }
 
 fn shareable<'a>(
